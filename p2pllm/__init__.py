@@ -1,0 +1,1 @@
+"""p2pllm: run and fine-tune large language models over the Internet, on machines that nobody manages."""

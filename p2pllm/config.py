@@ -1,0 +1,161 @@
+"""Settings and limits, each with its reason; presets instead of tuning advice.
+
+Invariants: frozen values with unit-bearing names; no I/O. A limit exists for everything that a peer can make grow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class WireLimits:
+    """What a peer may make us hold, checked before anything is allocated."""
+
+    frame_bytes_max: int = 64 * KIB
+    """One frame, its length field included: small enough that a step never waits long behind a bulk frame."""
+    header_bytes_max: int = 16 * KIB
+    """A frame's msgpack header: 256 rows and 256 codec points with room to spare."""
+    payload_bytes_max: int = 64 * MIB
+    """A message's raw bytes over all its frames: 4,096 tokens of hidden 4,096 in fp32."""
+    rows_max: int = 256
+    step_tokens_max: int = 4096
+    """New tokens of one step or forward part, over all rows; longer ones are cut by the sender."""
+    hidden_max: int = 65536
+    blocks_max: int = 1024
+    length_max: int = 1 << 20
+    """Tokens of one row, cached and new."""
+    steps_in_flight_max: int = 16
+    """W: prefill chunks of a session that may be under way at once."""
+    reason_chars_max: int = 500
+    records_per_page_max: int = 256
+    record_bytes_max: int = 8 * KIB
+    retry_after_s_max: float = 60.0
+    """A server's wish to be left alone is capped here."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetConfig:
+    """Deadlines and limits of the network adapter."""
+
+    dial_timeout_s: float = 10.0
+    stream_timeout_s: float = 10.0
+    """Opening a stream on a live connection: two round trips."""
+    send_timeout_s: float = 30.0
+    """A peer that takes no byte for so long is lost."""
+    close_timeout_s: float = 2.0
+    heartbeat_interval_s: float = 3.0
+    heartbeat_timeout_s: float = 5.0
+    """A silent peer is noticed within interval + timeout; steps have tighter deadlines of their own."""
+    connections_max: int = 512
+    streams_per_peer_max: int = 128
+    bulk_in_flight_s: float = 0.1
+    """Bulk keeps at most so many seconds of the measured bandwidth in flight, so that a step finds a short queue."""
+    dht_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordConfig:
+    """Life of announcements."""
+
+    ttl_s: float = 180.0
+    """Minutes: a crashed server leaves every view soon, and one lost announcement does no harm."""
+    announce_interval_s: float = 60.0
+    exchange_interval_s: float = 10.0
+    """How often a member asks a neighbour what is new."""
+    clock_tolerance_s: float = 600.0
+    """``issued`` must lie within so much of swarm time."""
+    ttl_max_s: float = 3600.0
+    peers_per_model_max: int = 4096
+    rebootstrap_interval_s: float = 15.0
+    """Wait between attempts while no member answers; backs off to four times this."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What one server offers and where it says no."""
+
+    cache_tokens: int | None = None
+    """KV cache budget in tokens over all sessions; None: from free memory."""
+    page_tokens: int = 16
+    sessions_max: int = 256
+    sessions_per_peer_max: int = 32
+    alloc_timeout_s: float = 10.0
+    """How long an open may wait in line for cache room before BUSY (capped also by what the client asks)."""
+    linger_s: float = 30.0
+    """A session whose stream was lost waits so long for its opener to re-attach."""
+    idle_timeout_s: float = 900.0
+    """A session that nobody steps for so long is closed, and the next step hears GONE."""
+    answer_bytes_max: int = 64 * MIB
+    """A session's credit of answers kept until they are acknowledged."""
+    prefill_chunk_tokens: int = 256
+    """Longer steps are computed in such chunks, so that others' next tokens get in between."""
+    batch_tokens_max: int = 512
+    forward_tokens_max: int = 1024
+    queue_max: int = 1024
+    """Waiting steps over all sessions; one more hears BUSY."""
+    drain_timeout_s: float = 20.0
+    exact: bool = False
+    compute_threads: int | None = None
+    """torch threads; None: physical cores minus one, at least one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """How a client behaves."""
+
+    activations: str = "int8"
+    exact: bool = False
+    patience_s: float = 60.0
+    """How long to wait for somebody to serve blocks that nobody serves."""
+    step_timeout_s: float = 30.0
+    """Upper bound on the wait for one step's answer."""
+    open_timeout_s: float = 20.0
+    prefill_chunk_tokens: int = 128
+    """Chunks overlap across the hops: the next chunk enters hop 1 while hop 2 works on this one."""
+    steps_in_flight: int = 4
+    forward_chunk_tokens: int = 1024
+    allow_servers: tuple[str, ...] = ()
+    """Only these peers may serve us; empty: anybody."""
+    refresh_interval_s: float = 10.0
+    gap_grace_s: float = 5.0
+    """At the start, how long an incomplete view may fill up before we speak of gaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings of one node."""
+
+    wire: WireLimits = field(default_factory=WireLimits)
+    net: NetConfig = field(default_factory=NetConfig)
+    records: RecordConfig = field(default_factory=RecordConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+
+
+def wan() -> Config:
+    """The default: machines across the Internet."""
+    return Config()
+
+
+def lan() -> Config:
+    """One site: faster detection of dead peers, fresher records."""
+    base = Config()
+    return replace(
+        base,
+        net=replace(base.net, dial_timeout_s=4.0, heartbeat_interval_s=1.0, heartbeat_timeout_s=2.0),
+        records=replace(base.records, exchange_interval_s=3.0, announce_interval_s=20.0, ttl_s=60.0),
+    )
+
+
+def local() -> Config:
+    """One machine (the demo, tests): everything within a second or two."""
+    base = lan()
+    return replace(
+        base,
+        records=replace(base.records, exchange_interval_s=1.0, announce_interval_s=5.0, ttl_s=20.0, rebootstrap_interval_s=2.0),
+        client=replace(base.client, refresh_interval_s=1.0),
+    )
