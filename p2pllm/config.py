@@ -123,6 +123,21 @@ class ClientConfig:
     refresh_interval_s: float = 10.0
     gap_grace_s: float = 5.0
     """At the start, how long an incomplete view may fill up before we speak of gaps."""
+    ban_s: float = 5.0
+    """A server that failed is left alone for so long; every further failure doubles it."""
+    ban_max_s: float = 300.0
+    ban_heal_s: float = 60.0
+    """So much quiet time after a ban takes one doubling back."""
+    peers_max: int = 4096
+    """Peers whose speed and failures are remembered."""
+    idle_streams_max: int = 4
+    """Streams to one peer kept open after their session, so that the next one saves two round trips."""
+    hop_overhead_s: float = 0.003
+    """What a hop costs beyond round trip and compute, until measured: encryption, wake-ups, codec."""
+    unknown_rtt_s: float = 0.1
+    """Assumed for a server that was never reached: a bit worse than a good one, so that known ones win."""
+    full_penalty_s: float = 10.0
+    """A server whose announced cache room is too small is planned as if entering it took so long: last resort."""
 
 
 @dataclass(frozen=True, slots=True)

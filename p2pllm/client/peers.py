@@ -1,0 +1,117 @@
+"""What this client learned of each peer: what a hop to it costs, and until when it is left alone.
+
+Invariants: pure bookkeeping, ``now`` is an argument; a ban always ends; each new failure doubles the next ban up to a
+cap, and quiet time takes the doublings back one by one, so a server that recovers is used again like any other.
+The number of peers remembered is bounded: the one not heard of for longest is forgotten first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from p2pllm.config import ClientConfig
+from p2pllm.types import PeerId
+
+SMOOTHING = 0.2
+"""Weight of the newest sample in a moving average: about ten steps to believe a change."""
+
+
+@dataclass(slots=True)
+class _Known:
+    hop_s: float | None = None
+    block_s: float | None = None
+    failures: int = 0
+    until: float = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatistics:
+    """One peer, for people and logs.
+
+    Attributes:
+        hop_s: smoothed seconds that a step spends on the way to the peer and back, queueing included; None: unknown.
+        block_s: smoothed device seconds of one block for one step; None: unknown.
+        failures: failures not yet forgiven.
+        banned_s: seconds until it may be used again; 0 when it may.
+    """
+
+    peer: PeerId
+    hop_s: float | None
+    block_s: float | None
+    failures: int
+    banned_s: float
+
+
+class Peers:
+    """Measurements and bans, by peer."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self._known: dict[PeerId, _Known] = {}
+
+    def answered(self, peer: PeerId, *, wall_s: float, compute_s: float, blocks: int) -> None:
+        """A step of few tokens came back: ``wall_s`` after it was sent, ``compute_s`` of it on the device."""
+        known = self._touch(peer)
+        known.hop_s = _smooth(known.hop_s, max(0.0, wall_s - compute_s))
+        known.block_s = _smooth(known.block_s, max(0.0, compute_s) / max(1, blocks))
+
+    def failed(self, peer: PeerId, now: float) -> float:
+        """The peer failed: ban it; returns the time when it may be used again.
+
+        Failures during a ban add nothing: they are the same event, met by several steps at once.
+        """
+        known = self._touch(peer)
+        if now >= known.until:
+            known.failures = self._unforgiven(known, now) + 1
+            doublings = min(known.failures - 1, 30)
+            known.until = now + min(self._config.ban_s * 2.0**doublings, self._config.ban_max_s)
+        return known.until
+
+    def busy(self, peer: PeerId, retry_after_s: float, now: float) -> None:
+        """The peer is full: leave it alone for a while, without holding it against it."""
+        known = self._touch(peer)
+        if now >= known.until:
+            known.failures = self._unforgiven(known, now)
+        known.until = max(known.until, now + retry_after_s)
+
+    def banned(self, peer: PeerId, now: float) -> bool:
+        """Whether the peer is to be left alone at ``now``."""
+        known = self._known.get(peer)
+        return known is not None and now < known.until
+
+    def next_release(self, now: float) -> float | None:
+        """When the first of the current bans ends; None when nobody is banned."""
+        return min((k.until for k in self._known.values() if now < k.until), default=None)
+
+    def hop_s(self, peer: PeerId) -> float | None:
+        """Smoothed seconds that a step spends outside the peer's device; None: never measured."""
+        known = self._known.get(peer)
+        return known.hop_s if known else None
+
+    def block_s(self, peer: PeerId) -> float | None:
+        """Smoothed device seconds of one block for one step; None: never measured."""
+        known = self._known.get(peer)
+        return known.block_s if known else None
+
+    def statistics(self, now: float) -> tuple[PeerStatistics, ...]:
+        """A snapshot, the peer heard of longest ago first."""
+        return tuple(
+            PeerStatistics(peer, k.hop_s, k.block_s, self._unforgiven(k, now), max(0.0, k.until - now))
+            for peer, k in self._known.items()
+        )
+
+    def _unforgiven(self, known: _Known, now: float) -> int:
+        if known.failures == 0 or now <= known.until:
+            return known.failures
+        return max(0, known.failures - int((now - known.until) / self._config.ban_heal_s))
+
+    def _touch(self, peer: PeerId) -> _Known:
+        known = self._known.pop(peer, None) or _Known()
+        self._known[peer] = known
+        while len(self._known) > self._config.peers_max:
+            del self._known[next(iter(self._known))]
+        return known
+
+
+def _smooth(old: float | None, new: float) -> float:
+    return new if old is None else old + SMOOTHING * (new - old)

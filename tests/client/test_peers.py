@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pllm.client.peers import Peers
+from p2pllm.config import ClientConfig
+from p2pllm.types import PeerId
+
+A, B = PeerId("a"), PeerId("b")
+CONFIG = replace(ClientConfig(), ban_s=5.0, ban_max_s=60.0, ban_heal_s=100.0, peers_max=3)
+
+
+def test_measurements_are_smoothed_and_split_into_way_and_compute():
+    peers = Peers(CONFIG)
+    assert peers.hop_s(A) is None
+    peers.answered(A, wall_s=0.15, compute_s=0.05, blocks=5)
+    assert peers.hop_s(A) == pytest.approx(0.1)
+    assert peers.block_s(A) == pytest.approx(0.01)
+    peers.answered(A, wall_s=0.65, compute_s=0.05, blocks=5)
+    assert peers.hop_s(A) == pytest.approx(0.2)
+    peers.answered(A, wall_s=0.0, compute_s=1.0, blocks=5)  # a server that claims more than the wall shows
+    assert peers.hop_s(A) == pytest.approx(0.16)
+
+
+def test_each_failure_doubles_the_ban_up_to_the_cap():
+    peers, now, lengths = Peers(CONFIG), 0.0, []
+    for _ in range(6):
+        until = peers.failed(A, now)
+        lengths.append(until - now)
+        assert peers.banned(A, now)
+        assert peers.banned(A, until - 1e-6)
+        assert not peers.banned(A, until)
+        now = until
+    assert lengths == [5, 10, 20, 40, 60, 60]
+    assert not peers.banned(B, 0.0)
+
+
+def test_failures_met_during_a_ban_are_one_event():
+    peers = Peers(CONFIG)
+    until = peers.failed(A, 0.0)
+    assert peers.failed(A, 1.0) == until
+    assert peers.statistics(1.0)[0].failures == 1
+
+
+def test_quiet_time_heals():
+    peers = Peers(CONFIG)
+    for now in (0.0, 5.0, 15.0):
+        until = peers.failed(A, now)
+    assert until == 35.0
+    assert peers.statistics(35.0)[0].failures == 3
+    assert peers.statistics(35.0 + 250.0)[0].failures == 1
+    assert peers.failed(A, 35.0 + 250.0) == 35.0 + 250.0 + 10.0
+    assert peers.failed(A, 5000.0) == 5005.0
+
+
+def test_busy_is_no_failure():
+    peers = Peers(CONFIG)
+    peers.busy(A, 2.0, 0.0)
+    assert peers.banned(A, 1.9)
+    assert not peers.banned(A, 2.0)
+    assert peers.statistics(0.0)[0].failures == 0
+    assert peers.failed(A, 3.0) == 8.0
+    peers.busy(A, 1.0, 4.0)  # never shortens a ban
+    assert peers.banned(A, 7.9)
+
+
+def test_next_release_is_the_first_ban_to_end():
+    peers = Peers(CONFIG)
+    assert peers.next_release(0.0) is None
+    peers.failed(A, 0.0)
+    peers.busy(B, 2.0, 0.0)
+    assert peers.next_release(0.0) == 2.0
+    assert peers.next_release(2.0) == 5.0
+    assert peers.next_release(5.0) is None
+
+
+def test_memory_is_bounded_and_forgets_the_longest_unheard_of():
+    peers = Peers(CONFIG)
+    for name in "abcabd":
+        peers.answered(PeerId(name), wall_s=1.0, compute_s=0.0, blocks=1)
+    assert [s.peer for s in peers.statistics(0.0)] == ["a", "b", "d"]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1000), st.booleans()), max_size=40))
+def test_every_ban_ends_within_the_cap(events):
+    peers, now = Peers(CONFIG), 0.0
+    for wait, fails in events:
+        now += wait
+        if fails:
+            assert now < peers.failed(A, now) <= now + CONFIG.ban_max_s
+        else:
+            peers.busy(A, min(wait, 60.0), now)
+        assert not peers.banned(A, now + CONFIG.ban_max_s + 60.0)
