@@ -1,7 +1,7 @@
 """The four ports between decisions and the world: network, compute, storage, time (and chance).
 
 Invariants: everything above these protocols is the same in production and in the simulator, which swaps the arms and
-nothing else. Real arms: ``p2pllm.net`` (py-libp2p) and ``p2pllm.local`` (threads, disk, clock). Simulated arms: ``sim``.
+nothing else. Real arms: ``p2pllm.net`` (py-libp2p) and ``p2pllm.local`` (threads, disk, clock); simulated: ``sim``.
 One conformance suite runs against both.
 """
 
