@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -173,7 +173,9 @@ class Portal:
         call.result()
         return held()
 
-    def pump(self, source: Callable[[], AsyncIterator[T]]) -> tuple[Callable[[], Awaitable[T]], Callable[[], None]]:
+    def pump(
+        self, source: Callable[[], AsyncGenerator[T, None]]
+    ) -> tuple[Callable[[], Awaitable[T]], Callable[[], None]]:
         """Iterate ``source()`` in a task of its own; gives (an async ``next`` to submit, a function that stops it)."""
         send, receive = trio.open_memory_channel[T](STREAM_AHEAD)
         failure: list[Exception] = []
@@ -183,8 +185,9 @@ class Portal:
             with scope:
                 async with send:
                     try:
-                        async for item in source():
-                            await send.send(item)
+                        async with aclosing(source()) as items:
+                            async for item in items:
+                                await send.send(item)
                     except Exception as error:
                         failure.append(error)
 
@@ -199,7 +202,7 @@ class Portal:
         self.submit(run)
         return take, lambda: self.soon(scope.cancel)
 
-    def iterate(self, source: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
+    def iterate(self, source: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
         """A plain iterator over an async one; dropping it stops the source."""
         take, stop = self.pump(source)
         try:
