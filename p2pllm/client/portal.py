@@ -13,11 +13,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import trio
 
 from p2pllm.errors import LocalProtocolError
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # its stubs, which libp2p installs, shadow trio's own types
 
 T = TypeVar("T")
 Future = concurrent.futures.Future
@@ -145,7 +148,7 @@ class Portal:
         leave = trio.Event()
         ended: Future[None] = Future()
 
-        async def keeper(task_status: trio.TaskStatus[T]) -> None:
+        async def keeper(task_status: TaskStatus[T]) -> None:
             entered = False
             try:
                 async with context as value:
