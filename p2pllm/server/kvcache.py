@@ -2,8 +2,8 @@
 
 Invariants: pure accounting, no tensors and no clock. Every page is free or belongs to exactly one reservation. A
 session reserves all that it declares or nothing, so a step never finds the cache full. The line is first come, first
-served: a large request is never overtaken for ever by small ones. Pages of a pass in flight are pinned: they return when
-it ends.
+served: a large request is never overtaken for ever by small ones. Pages of a pass in flight are pinned: they return
+when it ends.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class KVCache:
         return granted
 
     def _take(self, count: int) -> Pages:
-        """The smallest run that holds ``count`` pages, else the fewest runs: a consecutive row is read without a copy."""
+        """The smallest run that holds ``count`` pages, else the fewest runs: a consecutive row is read in place."""
         taken: list[int] = []
         while len(taken) < count:
             need = count - len(taken)

@@ -1,7 +1,8 @@
 """Which blocks a server should serve: the joiner's rule, and how many blocks fit.
 
-Invariants: pure; the swarm is given as (span, throughput) pairs, among them servers that are still loading. A joiner takes
-the window whose blocks are the weakest, so that gaps close first and the swarm's bottleneck rises (the paper's rule).
+Invariants: pure; the swarm is given as (span, throughput) pairs, among them servers that are still loading. A joiner
+takes the window whose blocks are the weakest, so that gaps close first and the swarm's bottleneck rises (the paper's
+rule).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Which waiting jobs form the next pass through the device.
 
 Invariants: pure; time and tensors are elsewhere. Jobs of one lane (a session) run in the order in which they came, one
-per pass. Somebody's next token goes before anybody's prefill, and prefill before forwards of whole sequences; but who was
-passed over often enough rides along, so nothing starves. Within a kind the peer that was served the fewest tokens is next.
-Long steps are cut into chunks, so a pass stays short and next tokens get in between; a job without cache is cut between
-its rows only, because a row of it has to be seen whole.
+per pass. Somebody's next token goes before anybody's prefill, and prefill before forwards of whole sequences; but who
+was passed over often enough rides along, so nothing starves. Within a kind the peer that was served the fewest tokens
+is next. Long steps are cut into chunks, so a pass stays short and next tokens get in between; a job without cache is
+cut between its rows only, because a row of it has to be seen whole.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Scheduler:
         return batch
 
     def _take(self, heads: list[Job], room: int) -> list[Slice]:
-        """Fill ``room`` with the jobs of one kind; the first one is always served, cut if it is longer than the room."""
+        """Fill ``room`` with jobs of one kind; the first one is always served, cut if it is longer than the room."""
         slices: list[Slice] = []
         line = [(self._served[job.peer], job.order, job) for job in heads]
         heapify(line)
