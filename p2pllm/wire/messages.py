@@ -23,7 +23,7 @@ class FaultKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """Describes a message's payload.
+    """Describes a message's payload; ``plain_size`` says how long it is when not compressed.
 
     Attributes:
         codec: ``int8``, ``bf16``, ``fp16`` or ``fp32``.
@@ -36,6 +36,14 @@ class TensorHeader:
     shape: tuple[int, int]
     size: int
     zstd: bool = False
+
+
+def plain_size(codec: str, tokens: int, hidden: int) -> int:
+    """Bytes of an uncompressed [tokens, hidden] tensor: part of the protocol, so that a relay can check unread bytes."""
+    if codec == "int8":
+        outliers = min(16, max(1, hidden // 64))
+        return tokens * (4 + 1 + 4 * outliers + hidden)
+    return tokens * hidden * (4 if codec == "fp32" else 2)
 
 
 # -- session: client to server ------------------------------------------------------------------------------------
@@ -53,6 +61,8 @@ class Open:
         push_from: the one peer that may push steps of this epoch to this hop; None: only the opener itself.
         push_to: where this hop pushes its outputs in this epoch; None: back to the opener.
         alloc_timeout_s: how long the client is willing to wait in line for cache room.
+        returns: codec of the answers, where it is not ``activations``: a span that ends at a border without a codec
+            point answers losslessly in the compute dtype. Steps may come in any codec.
     """
 
     session: SessionId
@@ -68,16 +78,25 @@ class Open:
     push_to: PeerId | None = None
     adapter: str = ""
     alloc_timeout_s: float = 0.0
+    returns: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Rewire:
-    """Begin a new epoch of the same session: new neighbours, same cache. Older epochs are refused from here on."""
+    """Begin a new epoch of the same session: new neighbours, same cache. Older epochs are refused from here on.
+
+    It also attaches the session to the stream that it came on.
+
+    Attributes:
+        step: the next step's id, so that the hops of a chain count alike after one of them was replaced; what was kept
+            or under way under the old ids is forgotten. -1: counting goes on, and answers are still repeated.
+    """
 
     session: SessionId
     epoch: int
     push_from: PeerId | None = None
     push_to: PeerId | None = None
+    step: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +110,8 @@ class Attach:
 @dataclass(frozen=True, slots=True)
 class Step:
     """New tokens for some rows; payload [sum(counts), hidden], rows one after the other.
+
+    A server that pushes passes on its whole output under the same ids, with ``tail`` for the last hop.
 
     Attributes:
         step: counts up by one from 0 within a session; a repeated id repeats its answer.
@@ -161,7 +182,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
+    """The cache is freed."""
+
     session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Unpushed:
+    """This hop could not reach its ``push_to``: in this epoch its answers are the opener's to relay."""
+
+    session: SessionId
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +285,6 @@ class RecordsOffer:
 
 
 Message = (
-    Open | Rewire | Attach | Step | Close | Opened | Attached | Answer | Closed | Fault
+    Open | Rewire | Attach | Step | Close | Opened | Attached | Answer | Closed | Fault | Unpushed
     | Forward | Forwarded | InfoRequest | Info | RecordsRequest | RecordsPage | RecordsOffer
 )  # fmt: skip
