@@ -61,7 +61,7 @@ class Story:
     # ---------------------------------------------------------------- the cast, in the order in which it is named
 
     def _name(self, kind: str) -> str:
-        """A name for a hero of ``kind``; now and then a rare or an invented one, so that names are copied, not known."""
+        """A name for a hero of ``kind``; now and then a rare or an invented one: names must be copied."""
         chance = self.rng.random()
         if chance < 0.1:
             return self.rng.choice(SYLLABLES_FIRST) + self.rng.choice(SYLLABLES_LAST)
