@@ -93,10 +93,20 @@ class ServerConfig:
     """A session's credit of answers kept until they are acknowledged."""
     prefill_chunk_tokens: int = 256
     """Longer steps are computed in such chunks, so that others' next tokens get in between."""
+    pass_target_s: float = 0.25
+    """Chunks shrink on slow devices until a pass takes about so long: somebody's next token waits for at most one."""
     batch_tokens_max: int = 512
     forward_tokens_max: int = 1024
     queue_max: int = 1024
     """Waiting steps over all sessions; one more hears BUSY."""
+    queue_bytes_max: int = 512 * MIB
+    """Their payloads; a step that would exceed it hears BUSY."""
+    busy_retry_s: float = 2.0
+    """What a server that is full suggests to wait."""
+    stream_idle_s: float = 300.0
+    """A stream without a session, or one that stops in the middle of a message, is dropped after so long."""
+    forwards_per_stream_max: int = 4
+    """Forwards of one stream that wait or run at once; more stay unread in the stream."""
     drain_timeout_s: float = 20.0
     exact: bool = False
     compute_threads: int | None = None
@@ -171,6 +181,8 @@ def local() -> Config:
     base = lan()
     return replace(
         base,
-        records=replace(base.records, exchange_interval_s=1.0, announce_interval_s=5.0, ttl_s=20.0, rebootstrap_interval_s=2.0),
+        records=replace(
+            base.records, exchange_interval_s=1.0, announce_interval_s=5.0, ttl_s=20.0, rebootstrap_interval_s=2.0
+        ),
         client=replace(base.client, refresh_interval_s=1.0),
     )

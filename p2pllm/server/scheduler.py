@@ -22,7 +22,7 @@ INTERACTIVE_TOKENS_MAX = 8
 PATIENCE_PASSES = {WorkKind.PREFILL: 4, WorkKind.FORWARD: 16}
 """After so many passes without it, a waiting kind rides along with the steps."""
 
-CHUNK_TOKENS_MIN = 16
+CHUNK_TOKENS_MIN = 64
 """Smaller chunks would read all the weights for too few tokens."""
 
 

@@ -131,8 +131,8 @@ def test_kinds_and_chunks():
     assert kind_of_step((1, 8)) is STEP
     assert kind_of_step((1, 9)) is PREFILL
     assert chunk_for(0.0, 0.25, 256) == 256
-    assert chunk_for(100.0, 0.25, 256) == 25
-    assert chunk_for(1.0, 0.25, 256) == 16
+    assert chunk_for(400.0, 0.25, 256) == 100
+    assert chunk_for(1.0, 0.25, 256) == 64
     assert chunk_for(1.0, 0.25, 8) == 8
     assert chunk_for(1e6, 0.25, 256) == 256
 

@@ -1,0 +1,201 @@
+"""The device's only customer: takes waiting work, forms passes, wakes whoever asked.
+
+Invariants: one pass at a time. A pass that has begun is never cancelled, and the pages that it uses stay pinned until
+it ends. Every task that entered gets an outcome: a result, a fault, or "given up". A pass that fails is repeated task
+by task, so that one task cannot fail those it shared a pass with.
+
+A task that finds the device idle runs its pass itself: from the arrival of a step to its answer the loop then switches
+tasks only for the device. Whatever is left when a pass ends goes to the engine's own task, so that the device never
+waits for somebody's answer to be sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import trio
+
+from p2pllm.config import ServerConfig
+from p2pllm.errors import P2PLLMError, RemoteFault, ServerFault, SessionGone
+from p2pllm.ports import Compute
+from p2pllm.server.kvcache import Reservation
+from p2pllm.server.room import CacheRoom
+from p2pllm.server.scheduler import CHUNK_TOKENS_MIN, Job, Scheduler, Slice, chunk_for
+from p2pllm.types import Cost, WorkKind
+
+log = logging.getLogger(__name__)
+
+PASS_ERRORS = (
+    RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, MemoryError, OSError,
+)  # fmt: skip
+"""Whatever torch or a bug of ours can raise in a pass: it fails those tasks, never the server."""
+
+
+@dataclass(eq=False, slots=True)
+class Task(Job):
+    """A job on its way through the engine; backends add what they need to compute it.
+
+    Attributes:
+        reservation: cache pages that the passes of this task use.
+        error: why there is no result: P2PLLMError by whose fault it is.
+        finished: there is a result or an error.
+        queue_s: seconds from its submission to its first pass.
+        compute_s: device seconds of the passes that it was part of.
+    """
+
+    reservation: Reservation | None = None
+    error: P2PLLMError | None = None
+    finished: bool = False
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    submitted_s: float = 0.0
+    waiter: trio.Event | None = field(default=None, repr=False)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes that waiting costs."""
+        return 0
+
+
+class Backend(Protocol):
+    """Computes slices of tasks on one device."""
+
+    def run(self, batch: Sequence[Slice]) -> None:
+        """Compute a pass, in the device's thread. Faults of single tasks go to their ``error``.
+
+        Raises:
+            RuntimeError, MemoryError, ...: the pass failed as a whole; it may be run again.
+        """
+        ...
+
+    def cost(self, batch: Sequence[Slice]) -> Cost: ...
+
+
+class Engine:
+    """The line before one device, and the passes through it."""
+
+    def __init__(
+        self, backend: Backend, compute: Compute, room: CacheRoom, config: ServerConfig, device: str = "cpu"
+    ) -> None:
+        self._backend = backend
+        self._compute = compute
+        self._room = room
+        self._config = config
+        self._devices = (device,)
+        self._scheduler = Scheduler(config.batch_tokens_max, config.prefill_chunk_tokens)
+        self._tokens_per_s = 0.0
+        self._busy = False
+        self._more = trio.Event()
+        self.bytes_waiting = 0
+        self.passes = 0
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for their (next) pass."""
+        return self._scheduler.waiting
+
+    async def run(self, task: Task) -> None:
+        """Compute ``task``; afterwards it has its result or its error. Cancelling gives up its whole lane."""
+        task.submitted_s = trio.current_time()
+        self._scheduler.add(task)
+        self.bytes_waiting += task.bytes_held
+        try:
+            if not self._busy:
+                await self._run_pass()
+            if not task.finished:
+                task.waiter = trio.Event()
+                await task.waiter.wait()
+        finally:
+            if not task.finished:
+                self.discard(task.lane)
+
+    def discard(self, lane: Hashable) -> None:
+        """Give up what still waits in a lane; a pass in flight ends on its own."""
+        for job in self._scheduler.discard(lane):
+            assert isinstance(job, Task)
+            job.error = job.error or SessionGone("the work was given up before it was computed")
+            self._finish(job)
+
+    async def serve(self) -> None:
+        """Run passes for as long as work waits and nobody else does; for ever."""
+        while True:
+            await self._more.wait()
+            self._more = trio.Event()
+            while self._scheduler.waiting and not self._busy:
+                await self._run_pass()
+
+    async def _run_pass(self) -> None:
+        batch = self._scheduler.next_batch()
+        pinned = [r for s in batch if (r := _task(s).reservation) is not None]
+        now = trio.current_time()
+        for part in batch:
+            if part.first:
+                _task(part).queue_s = now - _task(part).submitted_s
+        self._busy = True
+        for reservation in pinned:
+            self._room.pin(reservation)
+        try:
+            # The pass belongs to everybody in it: whoever happens to run it may not take the answers along.
+            with trio.CancelScope(shield=True):
+                await self._compute_batch(batch)
+        finally:
+            self._busy = False
+            for reservation in pinned:
+                self._room.unpin(reservation)
+            for part in batch:
+                if part.last or _task(part).error is not None:
+                    self._finish(_task(part))
+            if self._scheduler.waiting:
+                self._more.set()
+
+    async def _compute_batch(self, batch: list[Slice]) -> None:
+        try:
+            await self._compute_pass(batch)
+        except PASS_ERRORS as exc:
+            log.exception("a pass of %d tasks failed", len(batch))
+            if len(batch) == 1:
+                _task(batch[0]).error = ServerFault(f"computing failed: {type(exc).__name__}")
+            else:
+                for part in batch:
+                    await self._compute_batch([part])
+
+    async def _compute_pass(self, batch: list[Slice]) -> None:
+        work = partial(self._backend.run, batch)
+        _, seconds = await self._compute.run(work, self._backend.cost(batch), self._devices)
+        self.passes += 1
+        for part in batch:
+            _task(part).compute_s += seconds
+        self._learn(batch, seconds)
+
+    def _learn(self, batch: list[Slice], seconds: float) -> None:
+        tokens = sum(s.stop - s.start for s in batch)
+        if seconds > 0 and tokens >= CHUNK_TOKENS_MIN and any(s.job.kind is not WorkKind.STEP for s in batch):
+            rate = tokens / seconds
+            self._tokens_per_s = rate if not self._tokens_per_s else 0.7 * self._tokens_per_s + 0.3 * rate
+            limit = self._config.prefill_chunk_tokens
+            self._scheduler.chunk_tokens = chunk_for(self._tokens_per_s, self._config.pass_target_s, limit)
+
+    def _finish(self, task: Task) -> None:
+        if task.finished:
+            return
+        task.finished = True
+        self.bytes_waiting -= task.bytes_held
+        if task.error is not None:
+            # What follows in the lane, and the rest of a long task, would be computed on garbage.
+            self.discard(task.lane)
+        if task.waiter is not None:
+            task.waiter.set()
+
+
+def _task(part: Slice) -> Task:
+    assert isinstance(part.job, Task)
+    return part.job
+
+
+def blame(error: P2PLLMError) -> RemoteFault:
+    """The error as the fault that the peer is told."""
+    return error if isinstance(error, RemoteFault) else ServerFault(str(error))
