@@ -138,9 +138,7 @@ class MessageReader:
                 break
             size = _LENGTH.size + _LENGTH.unpack_from(view, start)[0]
             if not _OVERHEAD <= size <= self._limits.frame_bytes_max:
-                raise RemoteProtocolError(
-                    f"frame of {size} bytes; {_OVERHEAD} to {self._limits.frame_bytes_max} are allowed"
-                )
+                raise RemoteProtocolError(f"frame of {size} bytes; at most {self._limits.frame_bytes_max} are allowed")
             if end - start < size:
                 self._need = size
                 break

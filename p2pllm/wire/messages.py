@@ -39,7 +39,7 @@ class TensorHeader:
 
 
 def plain_size(codec: str, tokens: int, hidden: int) -> int:
-    """Bytes of an uncompressed [tokens, hidden] tensor: part of the protocol, so that a relay can check unread bytes."""
+    """Bytes of an uncompressed [tokens, hidden] tensor: part of the protocol, so a relay can check unread bytes."""
     if codec == "int8":
         outliers = min(16, max(1, hidden // 64))
         return tokens * (4 + 1 + 4 * outliers + hidden)
@@ -195,13 +195,16 @@ class Unpushed:
     epoch: int
 
 
+NO_SESSION = SessionId(b"")
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A refusal, typed by fault. ``step`` is -1 when no single step is meant; ``session`` empty outside sessions."""
 
     kind: FaultKind
     reason: str
-    session: SessionId = SessionId(b"")
+    session: SessionId = NO_SESSION
     epoch: int = 0
     step: int = -1
     retry_after_s: float = 0.0
@@ -212,7 +215,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Whole sequences through a span, no cache kept; payload [sum(counts), hidden]. ``request`` ids may be pipelined."""
+    """Whole sequences through a span, no cache kept; payload [sum(counts), hidden]. Requests may be pipelined."""
 
     request: int
     model: ModelId

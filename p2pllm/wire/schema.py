@@ -9,6 +9,7 @@ that a header cannot make msgpack build large nested lists.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -240,7 +241,7 @@ def _check_cuts(raw: object, size: int, limits: WireLimits) -> tuple[int, ...]:
 
 
 def _check_points(points: tuple[int, ...]) -> None:
-    if any(a >= b for a, b in zip(points, points[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(points)):
         _refuse("codec points are not strictly ascending")
 
 
