@@ -26,8 +26,8 @@ class SlowCompute:
 
     async def run(self, work: Callable[[], Any], cost: Cost, devices: Sequence[str] = ("cpu",)) -> tuple[Any, float]:
         with trio.CancelScope(shield=True):
-            result = work()
             await trio.sleep(PASS_S)
+            result = work()
         await trio.lowlevel.checkpoint_if_cancelled()
         return result, PASS_S
 
