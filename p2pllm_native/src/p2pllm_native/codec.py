@@ -1,8 +1,8 @@
 """The activation codec: C++ where it was built, NumPy elsewhere, the same bytes from both.
 
-Invariants: results never depend on which implementation or instruction set runs; peer bytes raise ``ValueError`` and nothing
-else; nothing beyond the output is allocated in proportion to it. ``P2PLLM_NATIVE_ISA`` (``avx512``, ``avx2``, ``neon``,
-``scalar`` or ``numpy``) picks one, for tests and measurements.
+Invariants: results never depend on which implementation or instruction set runs; peer bytes raise ``ValueError`` and
+nothing else; nothing beyond the output is allocated in proportion to it. ``P2PLLM_NATIVE_ISA`` (``avx512``, ``avx2``,
+``neon``, ``scalar`` or ``numpy``) picks one, for tests and measurements.
 
 Element types are ``fp32`` (float32), ``fp16`` (float16) and ``bf16`` (uint16 bit patterns; NumPy has no bfloat16).
 """

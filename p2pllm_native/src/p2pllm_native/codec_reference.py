@@ -1,16 +1,17 @@
 """The activation codec in NumPy: the specification of the C++ one, its test and its fallback.
 
-Invariants: byte for byte what ``csrc/codec.cpp`` gives, on every instruction set; arithmetic is IEEE float32, ties to even;
-peer bytes raise ``ValueError`` and nothing else. Layout of an int8 payload of T tokens, little endian, struct of arrays::
+Invariants: byte for byte what ``csrc/codec.cpp`` gives, on every instruction set; arithmetic is IEEE float32, ties to
+even; peer bytes raise ``ValueError`` and nothing else. An int8 payload of T tokens, little endian::
 
     scale f32[T] | exponent i8[T] | index u16[T, k] | value f16[T, k] | level i8[T, H]
 
-Per token, the k elements of largest magnitude (the lower index first among equals) are outliers: ``value * 2**exponent``,
-with the smallest exponent >= 0 at which they fit a half. Every other element is ``level * scale``.
+Per token, the k elements of largest magnitude (the lower index first among equals) are outliers: ``value *
+2**exponent``, with the smallest exponent >= 0 at which they fit a half. Every other element is ``level * scale``.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ Array = npt.NDArray[Any]
 HIDDEN_MAX = 65536
 """Outlier indices are 16 bits wide."""
 
-STORAGE = {"fp32": np.dtype("<f4"), "bf16": np.dtype("<u2"), "fp16": np.dtype("<f2")}
+STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "bf16": np.dtype("<u2"), "fp16": np.dtype("<f2")}
 """How each element type lies in memory; NumPy has no bfloat16, so its bit patterns travel as uint16."""
 
 _LARGEST_ENCODED = np.uint32(0x7F000000)  # 2^127: twice as much could round up to infinity on the way back
@@ -50,8 +51,9 @@ def encode_int8(x: Array, dtype: str, out: Array) -> None:
     """
     tokens, hidden = x.shape
     fields = _fields(out, tokens, hidden)
-    for rows in _chunks(tokens, hidden):
-        _encode_rows(_widen(x[rows], dtype), *(field[rows] for field in fields))
+    with np.errstate(over="ignore", under="ignore"):  # outliers overflow as levels, but their levels are zero anyway
+        for rows in _chunks(tokens, hidden):
+            _encode_rows(_widen(x[rows], dtype), *(field[rows] for field in fields))
 
 
 def decode_int8(payload: Array, dtype: str, out: Array) -> None:
@@ -62,8 +64,9 @@ def decode_int8(payload: Array, dtype: str, out: Array) -> None:
     """
     tokens, hidden = out.shape
     fields = _fields(payload, tokens, hidden)
-    for rows in _chunks(tokens, hidden):
-        out[rows] = _narrow(_decode_rows(*(field[rows] for field in fields)), dtype)
+    with np.errstate(over="ignore", under="ignore"):  # what overflows is refused when it is narrowed
+        for rows in _chunks(tokens, hidden):
+            out[rows] = _narrow(_decode_rows(*(field[rows] for field in fields)), dtype)
 
 
 def convert(source: Array, from_dtype: str, out: Array, to_dtype: str) -> None:
@@ -78,11 +81,12 @@ def convert(source: Array, from_dtype: str, out: Array, to_dtype: str) -> None:
         row = _widen(flat[part], from_dtype)
         if (_magnitude(row) >= _INFINITY).any():
             raise ValueError("a value is not finite")
-        target[part] = flat[part] if from_dtype == to_dtype else _narrow(row, to_dtype)
+        with np.errstate(under="ignore"):
+            target[part] = flat[part] if from_dtype == to_dtype else _narrow(row, to_dtype)
 
 
 def _encode_rows(x: Array, scale: Array, exponent: Array, index: Array, value: Array, level: Array) -> None:
-    tokens, hidden = x.shape
+    hidden = x.shape[1]
     k = outliers(hidden)
     magnitude = _magnitude(x)
     top = magnitude.max(axis=1, initial=np.uint32(0))
@@ -104,8 +108,7 @@ def _encode_rows(x: Array, scale: Array, exponent: Array, index: Array, value: A
     absmax = np.where(quiet, np.float32(1), rest.view(np.float32))
     scale[:] = np.where(quiet, np.float32(0), absmax / np.float32(127))
     inverse = np.where(quiet, np.float32(0), np.float32(127) / absmax)
-    with np.errstate(over="ignore", under="ignore"):  # outliers may overflow here; their levels are zero anyway
-        level[:] = np.rint(np.clip(x * inverse[:, None], np.float32(-127), np.float32(127))).astype(np.int8)
+    level[:] = np.rint(np.clip(x * inverse[:, None], np.float32(-127), np.float32(127))).astype(np.int8)
     np.put_along_axis(level, picked, np.int8(0), axis=1)
 
 
@@ -120,9 +123,8 @@ def _decode_rows(scale: Array, exponent: Array, index: Array, value: Array, leve
         raise ValueError("outlier indices do not ascend within the row")
     if not np.isfinite(value).all():
         raise ValueError("an outlier is not finite")
-    with np.errstate(over="ignore", under="ignore"):  # what overflows is refused when it is narrowed
-        x = level.astype(np.float32) * scale[:, None]
-        np.put_along_axis(x, picked, np.ldexp(value.astype(np.float32), exponent[:, None].astype(np.int32)), axis=1)
+    x = level.astype(np.float32) * scale[:, None]
+    np.put_along_axis(x, picked, np.ldexp(value.astype(np.float32), exponent[:, None].astype(np.int32)), axis=1)
     return x
 
 
@@ -130,7 +132,7 @@ def _fields(payload: Array, tokens: int, hidden: int) -> tuple[Array, Array, Arr
     """Views of the payload's five arrays, in the order of the layout."""
     k = outliers(hidden)
     cuts = np.cumsum([0, 4 * tokens, tokens, 2 * k * tokens, 2 * k * tokens, hidden * tokens]).tolist()
-    scale, exponent, index, value, level = (payload[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+    scale, exponent, index, value, level = (payload[a:b] for a, b in pairwise(cuts))
     return (
         scale.view("<f4"),
         exponent.view(np.int8),
@@ -162,5 +164,4 @@ def _narrow(x: Array, dtype: str) -> Array:
     if dtype == "bf16":
         bits = np.ascontiguousarray(x).view(np.uint32)
         return ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
-    with np.errstate(under="ignore"):
-        return x.astype(STORAGE[dtype], copy=False)
+    return x.astype(STORAGE[dtype], copy=False)
