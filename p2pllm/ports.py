@@ -8,7 +8,7 @@ One conformance suite runs against both.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -20,12 +20,8 @@ T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
 
-class EventSource(Protocol):
-    """An async iterator of events, such as a trio memory channel's receiving end."""
-
-    def __aiter__(self) -> EventSource: ...
-
-    async def __anext__(self) -> PeerEvent: ...
+EventSource = AsyncIterator[PeerEvent]
+"""Events as they come, such as a trio memory channel's receiving end."""
 
 
 class Stream(Protocol):
@@ -170,7 +166,15 @@ class Storage(Protocol):
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace a file atomically; blocking. Raises StorageError (disk full names the bytes that are missing)."""
+        """Replace a file atomically, making its folder; blocking. Raises StorageError (disk full: how much is free)."""
+        ...
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        """The files in a folder, sorted; empty when there is no such folder. Blocking."""
+        ...
+
+    def stamp(self, path: str) -> str:
+        """A short text that changes whenever the file's content may have changed. Blocking. Raises StorageError."""
         ...
 
 

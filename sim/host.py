@@ -1,0 +1,267 @@
+"""One simulated host: identity, connections, protocols, as ``ports.Network`` wants them.
+
+Invariants: what another host learns of this one, it learns a latency later; the other host's code runs in tasks of
+that host, so that killing a host stops exactly its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pllm.dht.keys import peer_id_of
+from p2pllm.errors import PeerLost
+from p2pllm.ports import EventSource, StreamHandler
+from p2pllm.types import Path, PeerEvent, PeerId, Reachability
+from sim.stream import SimStream, Uplink, stream_pair
+
+if TYPE_CHECKING:
+    from sim.network import SimWorld
+
+log = logging.getLogger(__name__)
+
+DIAL_ROUND_TRIPS = 3
+"""TCP, Noise, yamux: what a fresh connection costs before its first stream."""
+_Subscriber = tuple[trio.MemorySendChannel[PeerEvent], trio.MemoryReceiveChannel[PeerEvent]]
+
+EVENTS_MAX = 256
+"""Peer events that a slow subscriber may leave unread."""
+
+
+class SimNetwork:
+    """One host; see ``ports.Network``. Made by ``SimWorld.host``."""
+
+    def __init__(self, world: SimWorld, name: str, bootstrap: Sequence[str]) -> None:
+        self.world = world
+        self.name = name
+        self.alive = True
+        self.uplink = Uplink()
+        self.reach = Reachability.PUBLIC
+        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"{world.seed}/{name}".encode()).digest())
+        self._me = peer_id_of(self._key.public_key().public_bytes_raw())
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big")
+        address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        self._addrs = (f"/ip4/{address}/tcp/4001/p2p/{self._me}",)
+        self._bootstrap = tuple(bootstrap)
+        self._known: dict[PeerId, tuple[str, ...]] = {}
+        self._handlers: dict[str, StreamHandler] = {}
+        self._links: dict[PeerId, dict[int, SimStream]] = {}
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._numbers = count()
+        self._subscribers: dict[int, _Subscriber] = {}
+
+    @property
+    def me(self) -> PeerId:
+        return self._me
+
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        return self._addrs
+
+    def sign(self, data: bytes) -> bytes:
+        return self._key.sign(data)
+
+    def learn(self, peer: PeerId, addrs: Sequence[str]) -> None:
+        """See ``ports.Network.learn``."""
+        if peer != self.me:
+            self._known[peer] = tuple(addrs)
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        """See ``ports.Network.serve``."""
+        self._handlers[protocol] = handler
+
+    def path(self, peer: PeerId) -> Path | None:
+        """See ``ports.Network.path``."""
+        other = self.world.by_peer(peer)
+        if other is None or peer not in self._links:
+            return None
+        return Path(True, other.addrs[0], 2 * self.world.latency(self.name, other.name))
+
+    def reachability(self) -> Reachability:
+        return self.reach
+
+    def spawn(self, work: Callable[..., Any], *args: Any) -> None:
+        """Run a task of this host: it ends when the host is killed."""
+        number = next(self._numbers)
+
+        async def body() -> None:
+            with trio.CancelScope() as scope:
+                self._scopes[number] = scope
+                try:
+                    await work(*args)
+                finally:
+                    del self._scopes[number]
+
+        if self.alive:
+            self.world.nursery.start_soon(body)
+
+    # -- connections
+
+    async def open_stream(self, peer: PeerId, protocol: str, *, timeout_s: float | None = None) -> SimStream:
+        """See ``ports.Network.open_stream``."""
+        limit = timeout_s if timeout_s is not None else self.world.config.dial_timeout_s
+        with trio.move_on_after(limit):
+            return await self._open(peer, protocol)
+        raise PeerLost(f"{peer} did not answer within {limit:g} s")
+
+    async def _open(self, peer: PeerId, protocol: str) -> SimStream:
+        other = await self._dial(peer)
+        await self._round_trips(other, 1)
+        handler = other._handlers.get(protocol)
+        if handler is None:
+            raise PeerLost(f"{peer} does not speak {protocol}")
+        if peer not in self._links:
+            raise PeerLost(f"the connection to {peer} was lost")
+        near, far = stream_pair(self, other)
+        for one, stream in ((self, near), (other, far)):
+            stream.attach(one._links[stream.peer], next(one._numbers))
+        self.world.note("open", self.name, other.name, protocol.encode())
+        other.spawn(other._handle, protocol, handler, far)
+        return near
+
+    async def _dial(self, peer: PeerId) -> SimNetwork:
+        await trio.lowlevel.checkpoint()
+        other = self.world.by_peer(peer)
+        if not self.alive:
+            raise PeerLost("this host is down")
+        if other is not None and peer in self._links:
+            return other
+        if other is None or other is self or not set(self._known.get(peer, ())) & set(other.addrs):
+            raise PeerLost(f"no address of {peer} answers")
+        await self._round_trips(other, DIAL_ROUND_TRIPS)
+        if peer not in self._links:
+            for one, two in ((self, other), (other, self)):
+                one._links[two.me] = {}
+                one.learn(two.me, two.addrs)  # as identify does
+                one._tell(PeerEvent(two.me, True))
+        return other
+
+    async def _round_trips(self, other: SimNetwork, trips: int) -> None:
+        """Wait for answers; who is dead refuses, who is cut off stays silent until the caller's deadline."""
+        await trio.sleep(2 * trips * self.world.latency(self.name, other.name))
+        await self.world.wait_passable(self.name, other.name)
+        if not other.alive:
+            raise PeerLost(f"{other.me} refuses connections")
+
+    async def _handle(self, protocol: str, handler: StreamHandler, stream: SimStream) -> None:
+        await trio.lowlevel.checkpoint()
+        try:
+            await handler(stream)
+        except Exception:  # the port's promise: a handler's exception never takes the node down
+            log.warning("%s: a handler of %s failed", self.name, protocol, exc_info=True)
+            stream.abort()
+        finally:
+            stream.finish()
+
+    def connected(self) -> list[SimNetwork]:
+        """Hosts that this one is connected to."""
+        return [host for peer in self._links if (host := self.world.by_peer(peer)) is not None]
+
+    async def close_peer(self, peer: PeerId) -> None:
+        """See ``ports.Network.close_peer``."""
+        other = self.world.by_peer(peer)
+        if other is not None and peer in self._links:
+            self._hang_up(other, "the connection was closed on this side", f"{self.name} closed the connection")
+        await trio.lowlevel.checkpoint()
+
+    def _hang_up(self, other: SimNetwork, mine: str, theirs: str) -> None:
+        link = other._links.get(self.me)
+        self.lose(other, mine)
+
+        def arrive() -> None:
+            if other._links.get(self.me) is link:  # and not a new connection, made in the meantime
+                other.lose(self, theirs)
+
+        self.world.later(self.name, other.name, arrive)
+
+    def lose(self, other: SimNetwork, reason: str) -> None:
+        """The connection to ``other`` is gone, as seen from here."""
+        streams = self._links.pop(other.me, None)
+        if streams is not None:
+            for stream in list(streams.values()):
+                stream.fail(reason)
+            self._tell(PeerEvent(other.me, False))
+
+    def die(self) -> None:
+        """Stop at once: see ``SimWorld.kill``."""
+        self.alive = False
+        self.world.dht.forget(self)
+        for other in self.connected():
+            self._hang_up(other, "this host is down", f"{self.name} reset the connection")
+        for scope in list(self._scopes.values()):
+            scope.cancel()
+
+    def wake(self) -> None:
+        """Let readers look again whether their data may arrive now."""
+        for streams in self._links.values():
+            for stream in streams.values():
+                stream.wake()
+
+    # -- events
+
+    @asynccontextmanager
+    async def peer_events(self) -> AsyncGenerator[EventSource]:
+        """See ``ports.Network.peer_events``."""
+        send, receive = trio.open_memory_channel[PeerEvent](EVENTS_MAX)
+        number = next(self._numbers)
+        self._subscribers[number] = (send, receive)
+        try:
+            yield receive
+        finally:
+            del self._subscribers[number]
+            send.close()
+            receive.close()
+
+    def _tell(self, event: PeerEvent) -> None:
+        for send, receive in self._subscribers.values():
+            try:
+                send.send_nowait(event)
+            except trio.WouldBlock:
+                receive.receive_nowait()
+                send.send_nowait(event)
+
+    # -- DHT
+
+    async def bootstrap(self) -> int:
+        """See ``ports.Network.bootstrap``."""
+        for addr in self._bootstrap:
+            peer = PeerId(addr.rpartition("/p2p/")[2])
+            self._known.setdefault(peer, (addr,))
+        answers = 0
+
+        async def try_one(peer: PeerId) -> None:
+            nonlocal answers
+            with trio.move_on_after(self.world.config.dial_timeout_s):
+                try:
+                    await self._dial(peer)
+                except PeerLost:
+                    return
+                answers += 1
+
+        async with trio.open_nursery() as nursery:
+            for peer in self._known:
+                nursery.start_soon(try_one, peer)
+        return answers
+
+    async def put(self, key: str, value: bytes) -> None:
+        """See ``ports.Network.put``."""
+        await self.world.dht.put(self, key, value)
+
+    async def get(self, key: str) -> bytes | None:
+        """See ``ports.Network.get``."""
+        return await self.world.dht.get(self, key)
+
+    async def provide(self, key: str) -> None:
+        """See ``ports.Network.provide``."""
+        await self.world.dht.provide(self, key)
+
+    async def find(self, key: str, limit: int = 32) -> tuple[PeerId, ...]:
+        """See ``ports.Network.find``."""
+        return await self.world.dht.find(self, key, limit)
