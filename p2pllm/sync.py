@@ -1,0 +1,126 @@
+"""p2pllm for plain code: the names of ``p2pllm`` without ``await``, safe from any thread, Ctrl-C included.
+
+    with p2pllm.sync.connect("demo", bootstrap=[addr]) as model:
+        for piece in model.stream("Once upon a time"):
+            print(piece.text, end="", flush=True)
+
+Invariants: a thin facade, no logic; each connection runs its own loop in its own thread, which ends with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from p2pllm import api
+from p2pllm.client.portal import Portal
+
+if TYPE_CHECKING:
+    import torch
+
+    from p2pllm.api import GenerateResult, Hop, Inputs, Piece, RemoteModel, Session
+
+__all__ = ["Model", "Node", "SyncSession", "connect"]
+
+
+class SyncSession:
+    """A session, step by step; made by ``Model.session``."""
+
+    def __init__(self, portal: Portal, session: Session) -> None:
+        self._portal = portal
+        self._session = session
+
+    def step(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Feed new tokens [B, n] (int64); returns logits [B, n, vocab] (float32)."""
+        return self._portal.call(self._session.step, input_ids)
+
+    @property
+    def position(self) -> int:
+        """Tokens that every row has in the caches."""
+        return self._session.position
+
+    @position.setter
+    def position(self, value: int) -> None:
+        self._session.position = value
+
+    @property
+    def route(self) -> tuple[Hop, ...]:
+        """Who serves which blocks of this session."""
+        return self._session.route
+
+    @property
+    def recoveries(self) -> int:
+        """How many failures this session has survived."""
+        return self._session.recoveries
+
+
+class Model:
+    """A model of the swarm; made by ``connect``."""
+
+    def __init__(self, portal: Portal, model: RemoteModel) -> None:
+        self._portal = portal
+        self._model = model
+
+    def generate(self, inputs: Inputs, **options: Any) -> GenerateResult:
+        """As ``RemoteModel.generate``."""
+        return self._portal.call(self._model.generate, inputs, **options)
+
+    def stream(self, inputs: Inputs, **options: Any) -> Iterator[Piece]:
+        """As ``RemoteModel.stream``; leaving the loop early stops the generation."""
+        return self._portal.iterate(lambda: self._model.stream(inputs, **options))
+
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Token ids [B, S] (int64) to logits [B, S, vocab] (float32)."""
+        return self._portal.call(self._model.forward, input_ids, **options)
+
+    @contextmanager
+    def session(self, **options: Any) -> Iterator[SyncSession]:
+        """As ``RemoteModel.session``."""
+        held = self._portal.open(self._model.session(**options))
+        try:
+            yield SyncSession(self._portal, held.value)
+        finally:
+            held.close()
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [B, S] to hidden states [B, S, H]: the client's own end, plain torch."""
+        return self._model.embed(input_ids)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [B, S, H] to logits [B, S, vocab]: the client's own end, plain torch."""
+        return self._model.head(hidden)
+
+
+@contextmanager
+def connect(model: str, **options: Any) -> Iterator[Model]:
+    """As ``p2pllm.connect``."""
+    with Portal() as portal:
+        held = portal.open(api.connect(model, **options))
+        try:
+            yield Model(portal, held.value)
+        finally:
+            held.close()
+
+
+class Node:
+    """As ``p2pllm.Node``; serves until the ``with`` block is left."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self._node = api.Node(model, **options)
+        self._portal = Portal()
+
+    def __enter__(self) -> api.Node:
+        self._portal.__enter__()
+        try:
+            self._held = self._portal.open(self._node)
+        except BaseException as error:
+            self._portal.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self._held.value
+
+    def __exit__(self, *details: object) -> None:
+        try:
+            self._held.close()
+        finally:
+            self._portal.__exit__(*details)
