@@ -1,0 +1,89 @@
+"""The simulated arm of ``ports.Storage``: files in memory, with a quota and faults, in virtual time.
+
+Invariants: no thread and no disk; work runs inline, then ``delay_s`` of virtual time passes, shielded, as a real
+disk's work would be. The same calls raise the same errors as on a real disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import trio
+
+from p2pllm.errors import StorageError
+
+T = TypeVar("T")
+
+Fault = Callable[[str, str], None]
+"""Called with (operation, path) before each operation; raises StorageError to make it fail."""
+
+
+class MemoryStorage:
+    """Files that live as long as this object.
+
+    Attributes:
+        files: path -> content.
+        delay_s: virtual seconds that each ``run`` takes.
+    """
+
+    def __init__(
+        self, files: Mapping[str, bytes] | None = None, *, quota_bytes: int | None = None, delay_s: float = 0.0
+    ) -> None:
+        self.files = dict(files or {})
+        self.delay_s = delay_s
+        self._quota_bytes = quota_bytes
+        self._stamps = dict.fromkeys(self.files, 0)
+        self._writes = 0
+        self._fault: Fault | None = None
+
+    def fail(self, fault: Fault | None) -> None:
+        """From now on ask ``fault`` before every operation; None heals."""
+        self._fault = fault
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """See ``ports.Storage.run``."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            return work()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(self.delay_s)
+
+    def size(self, path: str) -> int:
+        return len(self._content("size", path))
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        content = self._content("read", path)
+        if stop > len(content):
+            raise StorageError(f"{path} is truncated: bytes {start} to {stop} were wanted, it ends at {len(content)}")
+        return content[start:stop]
+
+    def write(self, path: str, data: bytes) -> None:
+        self._check("write", path)
+        used = sum(len(content) for other, content in self.files.items() if other != path)
+        if self._quota_bytes is not None and used + len(data) > self._quota_bytes:
+            free = max(self._quota_bytes - used, 0)
+            raise StorageError(f"disk full: cannot write {path} ({len(data)} bytes, {free} free)")
+        self._writes += 1
+        self.files[path] = bytes(data)
+        self._stamps[path] = self._writes
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        self._check("names", folder)
+        prefix = folder.rstrip("/") + "/"
+        inside = (path.removeprefix(prefix) for path in self.files if path.startswith(prefix))
+        return tuple(sorted(name for name in inside if "/" not in name))
+
+    def stamp(self, path: str) -> str:
+        return f"{path}|{len(self._content('stamp', path))}|{self._stamps.get(path, 0)}"
+
+    def _content(self, operation: str, path: str) -> bytes:
+        self._check(operation, path)
+        if path not in self.files:
+            raise StorageError(f"cannot read {path}: No such file or directory")
+        return self.files[path]
+
+    def _check(self, operation: str, path: str) -> None:
+        if self._fault is not None:
+            self._fault(operation, path)
