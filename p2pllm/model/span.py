@@ -110,15 +110,26 @@ class SpanModel:
 
     @torch.inference_mode()
     def run(
-        self, hidden: Tensor, segments: Sequence[Segment], kv: KVArena | None = None, border: Border | None = None
+        self,
+        hidden: Tensor,
+        segments: Sequence[Segment],
+        kv: KVArena | None = None,
+        border: Border | None = None,
+        span: Span | None = None,
     ) -> Tensor:
         """Pass packed tokens [T, H] through the span; the segments say whose they are, in order. Returns [T, H].
 
         The input is not changed. The new tokens' keys and values are in the cache afterwards.
 
+        Args:
+            span: only these of the blocks: a chain may enter and leave a server in the middle of what it holds.
+
         Raises:
-            ValueError: the segments do not add up to T, or their pages do not fit the cache.
+            ValueError: the segments do not add up to T, their pages do not fit the cache, or ``span`` is not held here.
         """
+        span = span or self.span
+        if not self.span.covers(span):
+            raise ValueError(f"blocks {span} of a span {self.span}")
         if hidden.shape != (sum(s.count for s in segments), self.config.hidden_size):
             raise ValueError(
                 f"hidden states {tuple(hidden.shape)} for segments of {[s.count for s in segments]} tokens"
@@ -129,8 +140,9 @@ class SpanModel:
         x = torch.empty(plan.rows, self.config.hidden_size, dtype=self.dtype, device=self.device)
         x[: plan.tokens].copy_(hidden)
         x[plan.tokens :].zero_()
-        for index, block in enumerate(self.blocks):
-            if border is not None and index:
-                x[: plan.tokens] = border(self.span.start + index, x[: plan.tokens])
-            block(x, index, plan)
+        for number in span:
+            if border is not None and number > span.start:
+                x[: plan.tokens] = border(number, x[: plan.tokens])
+            index = number - self.span.start
+            self.blocks[index](x, index, plan)
         return x[: plan.tokens]
