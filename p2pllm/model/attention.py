@@ -131,7 +131,7 @@ class Plan:
             if read.place is not None and self._kv is not None:
                 k, v = self._kv.read(block, read.place)
             else:
-                k, v = mine[read.low :, c.num_heads :].transpose(0, 1).split(c.num_kv_heads)
+                k, v = torch.split(mine[:, c.num_heads :].transpose(0, 1), c.num_kv_heads)
             q = mine[:, : c.num_heads]
             if self.exact:
                 parts.append(exact_attention(q, k, v, s.position, read.low, window))

@@ -25,7 +25,7 @@ def as_dtype(name: str | torch.dtype) -> torch.dtype:
         UserError: blocks cannot compute in it.
     """
     dtype = DTYPES.get(name) if isinstance(name, str) else name
-    if dtype not in DTYPES.values():
+    if dtype is None or dtype not in DTYPES.values():
         raise UserError(f"dtype {name} is not supported; choose one of {', '.join(DTYPES)}")
     return dtype
 

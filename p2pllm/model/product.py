@@ -30,7 +30,8 @@ def padded(width: int) -> int:
 
 def tiles_pay(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the tiled layout is the right one here."""
-    return device.type == "cpu" and dtype == torch.float32 and torch.backends.mkl.is_available()
+    with_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return with_mkl and device.type == "cpu" and dtype == torch.float32
 
 
 class Product:
@@ -78,7 +79,7 @@ class Product:
     def __call__(self, x: Tensor) -> Tensor:
         """[M, inputs] -> [M, outputs]."""
         if self.row_tile is not None and len(x) > self.row_tile:
-            return torch.cat([self._product(piece) for piece in x.split(self.row_tile)])
+            return torch.cat([self._product(piece) for piece in torch.split(x, self.row_tile)])
         return self._product(x)
 
     def rows(self, index: Tensor) -> Tensor:
@@ -117,11 +118,11 @@ class GatedProduct(Product):
     def _product(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
         if not self.tiled or self.bias is not None or (rows >= ASSEMBLE_ROWS and not self.exact):
-            gate, up = super()._product(x).split(self.half, dim=1)
+            gate, up = torch.split(super()._product(x), self.half, dim=1)
             return silu_(gate.contiguous() if self.exact else gate, self.exact).mul_(up)
         tiles, inputs, _ = self.weight.shape
         both = torch.bmm(x.expand(tiles, rows, inputs), self.weight)  # [tiles, M, 32], gate's tiles first
-        gate, up = both.split(tiles // 2)
+        gate, up = torch.split(both, tiles // 2)
         y = silu_(gate, self.exact).mul_(up)
         return y.view(1, self.half) if rows == 1 else y.transpose(0, 1).reshape(rows, self.half)
 
@@ -129,7 +130,7 @@ class GatedProduct(Product):
 def silu_(x: Tensor, exact: bool) -> Tensor:
     """SiLU in place. Vector and scalar code round differently, so exact mode keeps threads from cutting vectors."""
     if exact and x.numel() > SERIAL_NUMBERS:
-        for piece in x.view(-1).split(SERIAL_NUMBERS):
+        for piece in torch.split(x.view(-1), SERIAL_NUMBERS):
             functional.silu(piece, inplace=True)
         return x
     return functional.silu(x, inplace=True)
