@@ -47,7 +47,7 @@ class Head:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Shape:
+class Shape:
     """One message's layout: its class, number, fields, and the check across fields."""
 
     kind: type[Any]
@@ -58,14 +58,18 @@ class _Shape:
     tensor: bool
     records: bool
 
+    def required(self, name: str) -> bool:
+        """Whether the field ``name`` must be there."""
+        return any(field == name and default is _MISSING for field, _, _, default in self.fields)
+
 
 class Schema:
     """Every message's table, bound to one set of limits; get it from ``schema_for``."""
 
     def __init__(self, limits: WireLimits) -> None:
         self.limits = limits
-        self._shapes: dict[type[Any], _Shape] = {}
-        self._numbers: dict[int, _Shape] = {}
+        self.shapes: dict[type[Any], Shape] = {}
+        self._numbers: dict[int, Shape] = {}
         codecs = f.codecs(limits)
         for kind, (number, keys) in _TABLE.items():
             spec = []
@@ -76,8 +80,8 @@ class Schema:
                 default = _MISSING if field.default is dataclasses.MISSING else field.default
                 spec.append((field.name, key, codecs[codec], default))
             names = {field.name for field in dataclasses.fields(kind)}
-            shape = _Shape(kind, number, tuple(spec), _CHECKS.get(kind), "tensor" in names, "records" in names)
-            self._shapes[kind] = self._numbers[number] = shape
+            shape = Shape(kind, number, tuple(spec), _CHECKS.get(kind), "tensor" in names, "records" in names)
+            self.shapes[kind] = self._numbers[number] = shape
 
     def pack(self, message: m.Message, payload: bytes | bytearray | memoryview) -> tuple[bytes, Any]:
         """Header bytes and payload of a message of ours.
@@ -85,7 +89,7 @@ class Schema:
         Raises:
             LocalProtocolError: the message breaks a limit or contradicts itself or its payload.
         """
-        shape = self._shapes[type(message)]
+        shape = self.shapes[type(message)]
         if shape.records:
             records: tuple[bytes, ...] = message.records  # type: ignore[union-attr]
             payload = b"".join(records)
@@ -180,7 +184,7 @@ class Schema:
             _refuse("the zstd flag is a boolean")
         return m.TensorHeader(codec, (shape[0], shape[1]), size, zstd)
 
-    def _check_payload(self, shape: _Shape, message: Any, size: int) -> None:
+    def _check_payload(self, shape: Shape, message: Any, size: int) -> None:
         """Whether a payload of ``size`` bytes is what the header describes."""
         if size > self.limits.payload_bytes_max:
             _refuse(f"payload of {size} bytes; at most {self.limits.payload_bytes_max} are allowed")
