@@ -133,6 +133,8 @@ class ClientConfig:
     refresh_interval_s: float = 10.0
     gap_grace_s: float = 5.0
     """At the start, how long an incomplete view may fill up before we speak of gaps."""
+    reattach_timeout_s: float = 5.0
+    """A stream that broke is opened again, to the same server and session, if that works so soon."""
     ban_s: float = 5.0
     """A server that failed is left alone for so long; every further failure doubles it."""
     ban_max_s: float = 300.0

@@ -12,7 +12,7 @@ waits for somebody's answer to be sent.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -20,7 +20,7 @@ from typing import Protocol
 import trio
 
 from p2pllm.config import ServerConfig
-from p2pllm.errors import P2PLLMError, RemoteFault, ServerFault, SessionGone
+from p2pllm.errors import Overloaded, P2PLLMError, ServerFault, SessionGone
 from p2pllm.ports import Compute
 from p2pllm.server.kvcache import Reservation
 from p2pllm.server.room import CacheRoom
@@ -45,6 +45,8 @@ class Task(Job):
         finished: there is a result or an error.
         queue_s: seconds from its submission to its first pass.
         compute_s: device seconds of the passes that it was part of.
+        on_finish: called at that moment, in the loop, before anything behind it in its lane is given up.
+        withdrawn: its owner does not want the result any more.
     """
 
     reservation: Reservation | None = None
@@ -53,6 +55,8 @@ class Task(Job):
     queue_s: float = 0.0
     compute_s: float = 0.0
     submitted_s: float = 0.0
+    on_finish: Callable[[], None] | None = field(default=None, repr=False)
+    withdrawn: bool = False
     waiter: trio.Event | None = field(default=None, repr=False)
 
     @property
@@ -98,13 +102,29 @@ class Engine:
         """Tasks that wait for their (next) pass."""
         return self._scheduler.waiting
 
-    async def run(self, task: Task) -> None:
-        """Compute ``task``; afterwards it has its result or its error. Cancelling gives up its whole lane."""
+    def refuse(self, task: Task) -> Overloaded | None:
+        """Why ``task`` cannot wait here now: too many do; None: it can."""
+        if self._scheduler.waiting >= self._config.queue_max:
+            return Overloaded(f"{self._scheduler.waiting} steps wait already", self._config.busy_retry_s)
+        if self.bytes_waiting + task.bytes_held > self._config.queue_bytes_max:
+            return Overloaded(f"{self.bytes_waiting} bytes of steps wait already", self._config.busy_retry_s)
+        return None
+
+    def submit(self, task: Task) -> None:
+        """Let ``task`` stand in line; somebody has to ``wait`` for it soon."""
         task.submitted_s = trio.current_time()
         self._scheduler.add(task)
         self.bytes_waiting += task.bytes_held
+
+    async def run(self, task: Task) -> None:
+        """``submit`` and ``wait``."""
+        self.submit(task)
+        await self.wait(task)
+
+    async def wait(self, task: Task) -> None:
+        """Until ``task`` has its result or its error. Cancelling gives up its whole lane."""
         try:
-            if not self._busy:
+            if not self._busy and not task.finished:
                 await self._run_pass()
             if not task.finished:
                 task.waiter = trio.Event()
@@ -114,7 +134,7 @@ class Engine:
                 self.discard(task.lane)
 
     def discard(self, lane: Hashable) -> None:
-        """Give up what still waits in a lane; a pass in flight ends on its own."""
+        """Give up what still waits in a lane; a pass in flight ends on its own, and pins what it uses until then."""
         for job in self._scheduler.discard(lane):
             assert isinstance(job, Task)
             job.error = job.error or SessionGone("the work was given up before it was computed")
@@ -184,6 +204,8 @@ class Engine:
             return
         task.finished = True
         self.bytes_waiting -= task.bytes_held
+        if task.on_finish is not None:
+            task.on_finish()
         if task.error is not None:
             # What follows in the lane, and the rest of a long task, would be computed on garbage.
             self.discard(task.lane)
@@ -194,8 +216,3 @@ class Engine:
 def _task(part: Slice) -> Task:
     assert isinstance(part.job, Task)
     return part.job
-
-
-def blame(error: P2PLLMError) -> RemoteFault:
-    """The error as the fault that the peer is told."""
-    return error if isinstance(error, RemoteFault) else ServerFault(str(error))

@@ -34,10 +34,11 @@ class CacheRoom:
         try:
             with trio.move_on_after(timeout_s):
                 await event.wait()
+            reservation = self._granted.get(owner)
         finally:
             del self._waiting[owner]
-            reservation = self._granted.pop(owner, None)
-            if reservation is None:
+            self._granted.pop(owner, None)
+            if reservation is None:  # too late, or cancelled, perhaps in the moment of the grant
                 self.release(owner)
         return reservation
 
