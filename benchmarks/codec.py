@@ -1,7 +1,7 @@
 """The activation codec: C++ on every instruction set here, its NumPy twin and the same scheme in torch operations.
 
-One thread, best of several runs, all in one process; "wire" is what p2pllm does, through ``p2pllm.wire.tensor`` with its
-checks and headers, the others are bare. ``us`` is per call, GB/s counts the bytes of the activations.
+One thread, best of several runs, all in one process; "wire" is what p2pllm does, through ``p2pllm.wire.tensor`` with
+its checks and headers, the others are bare. ``us`` is per call, GB/s counts the bytes of the activations.
 """
 
 from __future__ import annotations
