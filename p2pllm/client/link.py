@@ -13,14 +13,19 @@ import trio
 
 from p2pllm.config import Config, WireLimits
 from p2pllm.errors import P2PLLMError, PeerLost
-from p2pllm.ports import Network, Stream
+from p2pllm.ports import Buffer, Network, Stream
 from p2pllm.types import PeerId, Priority
 from p2pllm.wire.frame import MessageReader, Payload, encode_frames, encode_message
 from p2pllm.wire.messages import Message
+from p2pllm.wire.session import priority_of
 
 READ_BYTES = 256 * 1024
 IDLE_LINKS_MAX = 128
 """Over all peers and protocols; beyond it the one idle for longest is closed."""
+
+
+class PeerSilent(PeerLost):
+    """A deadline passed while the stream itself seemed fine: the peer hangs, or works longer than we may wait."""
 
 
 class Link:
@@ -37,14 +42,14 @@ class Link:
     def peer(self) -> PeerId:
         return self._stream.peer
 
-    async def send(self, message: Message, payload: Payload = b"") -> None:
+    async def send(self, message: Message, payload: Buffer = b"") -> None:
         """Send one message: in one write as a step, or frame by frame as bulk, so that others' steps get in between.
 
         Raises:
             PeerLost: the stream is gone.
         """
         try:
-            if len(payload) + self._limits.header_bytes_max < self._limits.frame_bytes_max:
+            if priority_of(payload) is Priority.STEP:
                 await self._stream.send_all(encode_message(message, payload, self._limits), Priority.STEP)
             else:
                 for frame in encode_frames(message, payload, self._limits):
@@ -57,7 +62,7 @@ class Link:
         """The peer's next message.
 
         Raises:
-            PeerLost: the stream is gone, or nothing complete came within ``timeout_s``.
+            PeerLost: the stream is gone; PeerSilent: nothing complete came within ``timeout_s``.
             RemoteProtocolError: bytes that are no message.
         """
         if self._inbox:
@@ -69,14 +74,14 @@ class Link:
                     data = await self._stream.receive_some(READ_BYTES)
                     if not data:
                         self._reader.eof()
-                        raise PeerLost(f"{self.peer} closed the stream")
+                        raise PeerLost("it closed the stream")
                     self._inbox.extend(self._reader.feed(data))
         except P2PLLMError:
             self.abort()
             raise
         if not self._inbox:
             self.abort()
-            raise PeerLost(f"{self.peer} sent nothing for {timeout_s:.1f} s")
+            raise PeerSilent(f"no answer within {timeout_s:.1f} s")
         return self._inbox.popleft()
 
     @property
@@ -122,6 +127,10 @@ class Links:
         timeout_s = self._config.net.dial_timeout_s + self._config.net.stream_timeout_s
         stream = await self._network.open_stream(peer, protocol, timeout_s=timeout_s)
         return Link(stream, self._config.wire), False
+
+    def connected(self, peer: PeerId) -> bool:
+        """Whether there is a connection to ``peer`` now."""
+        return self._network.path(peer) is not None
 
     def give(self, protocol: str, link: Link) -> None:
         """Keep a link whose conversation has ended; a dead or surplus one is dropped."""

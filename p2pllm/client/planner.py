@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -130,7 +130,7 @@ class Planner:
         gaps: list[tuple[int, ...]] = []
         for tag in sorted(classes):
             try:
-                plans.append(self._chain(classes[tag], wish))
+                plans.append(replace(self._chain(classes[tag], wish), numerics=tag))
             except CoverageError as gap:
                 gaps.append(gap.missing)
         if plans:

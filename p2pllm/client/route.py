@@ -57,10 +57,15 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A chain and what one step through it is expected to take."""
+    """A chain and what one step through it is expected to take.
+
+    Attributes:
+        numerics: the numerics class that the chain was planned within; empty when any would do.
+    """
 
     hops: tuple[Hop, ...]
     cost_s: float
+    numerics: str = ""
 
     @property
     def borders(self) -> tuple[int, ...]:

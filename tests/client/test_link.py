@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from p2pllm.client.link import Links
+from p2pllm.client.link import Links, PeerSilent
 from p2pllm.config import Config
 from p2pllm.errors import PeerLost, RemoteProtocolError
 from p2pllm.types import ModelId
@@ -88,7 +88,7 @@ async def test_silence_ends_at_the_deadline():
         link, _ = await links.take(server.me, INFO)
         began = trio.current_time()
         await link.send(InfoRequest(1, MODEL))
-        with pytest.raises(PeerLost, match="sent nothing for"):
+        with pytest.raises(PeerSilent, match="no answer within"):
             await link.receive(3.0)
         assert trio.current_time() - began == pytest.approx(3.0)
         assert link.dead

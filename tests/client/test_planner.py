@@ -127,8 +127,12 @@ async def test_exact_chains_stay_within_one_numerics_class():
     with pytest.raises(CoverageError, match=r"nobody serves blocks \d-\d of 8 in exact mode"):
         planner(servers).plan(Wish(WHOLE, exact=True))
     servers.append(server("d", 3, 8, numerics=EXACT))
-    assert chosen(planner(servers).plan(Wish(WHOLE, exact=True))) == [("a", 0, 3), ("d", 3, 8)]
-    assert chosen(planner(servers).plan(Wish(WHOLE))) == [("c", 0, 8)]
+    plan = planner(servers).plan(Wish(WHOLE, exact=True))
+    assert chosen(plan) == [("a", 0, 3), ("d", 3, 8)]
+    assert plan.numerics == EXACT.tag()
+    plan = planner(servers).plan(Wish(WHOLE))
+    assert chosen(plan) == [("c", 0, 8)]
+    assert plan.numerics == ""
 
 
 async def test_banned_servers_are_avoided_and_a_gap_that_bans_make_is_told_as_such():

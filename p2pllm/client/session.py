@@ -1,0 +1,290 @@
+"""A session: rows of tokens generated through one chain of servers.
+
+A step's hidden states enter at the first server; what a server answers goes to the next one as it came, byte for byte.
+Long steps are cut into chunks that follow each other through the chain, several under way at once.
+
+Invariants: codec points are the borders of the chain at the time of opening, for the session's whole life. Positions
+change only when a whole step has come back. Before that everything of a step may fail as one: a session whose step
+failed is of no further use and says which server did it. Nothing runs in the background between steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+import trio
+
+from p2pllm.client.chunks import ALL, Chunk, cut, packed_slices, wanted_slices
+from p2pllm.client.context import HOP_ERRORS, Context, HopLost
+from p2pllm.client.edge import Packed, pack, unpack
+from p2pllm.client.flow import Flow, Sink, Source
+from p2pllm.client.hop import HopSession
+from p2pllm.client.inputs import check_ids
+from p2pllm.client.planner import Wish
+from p2pllm.client.route import Hop, Plan
+from p2pllm.errors import SwarmError, UserError
+from p2pllm.types import SessionId
+from p2pllm.wire.messages import Open
+
+log = logging.getLogger(__name__)
+
+SESSION_BYTES = 16
+
+
+class Session:
+    """Caches for ``rows`` sequences of up to ``max_length`` tokens, on every server of a chain.
+
+    Use it as ``async with``. Without ``rows`` the first step decides how many there are, and the chain is opened then.
+
+    Raises:
+        UserError: ``max_length`` is beyond the model's context, or another argument is wrong.
+    """
+
+    def __init__(
+        self, context: Context, *, max_length: int, rows: int | None = None, activations: str | None = None
+    ) -> None:
+        limit = context.shape.max_positions
+        if not 1 <= max_length <= limit:
+            raise UserError(f"max_length {max_length}: the model's context holds 1 to {limit} tokens")
+        if rows is not None and not 1 <= rows <= context.config.wire.rows_max:
+            raise UserError(f"rows {rows}: a session has 1 to {context.config.wire.rows_max}")
+        self.max_length = max_length
+        self._context = context
+        self._rows = rows
+        self._codec = context.codec(activations)
+        self._hops: list[HopSession] = []
+        self._positions: tuple[int, ...] = ()
+        self._replanned = 0
+        self._failure: SwarmError | None = None
+        self._closed = False
+
+    # -- where it stands -------------------------------------------------------------------------------------------
+
+    @property
+    def route(self) -> tuple[Hop, ...]:
+        """Who serves which blocks; empty until the chain is open."""
+        return tuple(hop.hop for hop in self._hops)
+
+    @property
+    def recoveries(self) -> int:
+        """How many failures of servers and streams this session has survived."""
+        return self._replanned + sum(hop.reattached for hop in self._hops)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all servers are of one exact numerics class: then equal inputs give equal bits, however cut."""
+        tags = {hop.numerics for hop in self._hops}
+        return len(tags) == 1 and tags.pop().endswith("/exact")
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Per row, the tokens in the caches."""
+        return self._positions or (0,) * (self._rows or 1)
+
+    @property
+    def position(self) -> int:
+        """The tokens that every row has in the caches; set it lower to forget what came after."""
+        return min(self.positions)
+
+    @position.setter
+    def position(self, value: int) -> None:
+        if not 0 <= value <= self.position:
+            raise UserError(f"position {value}: the session stands at {self.position} and can only go back")
+        self._positions = tuple(value for _ in self.positions)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._rows is not None:
+            await self.open(self._rows)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def open(self, rows: int) -> None:
+        """Find a chain and reserve caches on all of its servers; others are tried while patience lasts.
+
+        Raises:
+            CoverageError: nobody serves some of the blocks.
+            HopLost: the chains that were tried all failed; tells of the last one.
+        """
+        client = self._context.config.client
+        deadline = trio.current_time() + max(client.patience_s, client.gap_grace_s)
+        wish = Wish(self._context.whole, cache_tokens=rows * self.max_length, exact=client.exact)
+        last: HopLost | None = None
+        while True:
+            try:
+                plan = await self._context.planner.wait_plan(wish, deadline)
+            except SwarmError as exc:
+                raise last or exc from None
+            hops = self._make_hops(plan, rows)
+            last = await self._open_all(hops)
+            if last is None:
+                self._hops, self._rows, self._positions = hops, rows, (0,) * rows
+                return
+            await _close_all(hops)
+            if trio.current_time() >= deadline:
+                raise last
+            self._replanned += 1
+
+    async def aclose(self) -> None:
+        """Free the caches; within a bound, also when cancelled."""
+        self._closed = True
+        await _close_all(self._hops)
+
+    def _make_hops(self, plan: Plan, rows: int) -> list[HopSession]:
+        context = self._context
+        session = SessionId(context.ports.token_bytes(SESSION_BYTES))
+        hops = []
+        for hop in plan.hops:
+            open_ = Open(
+                session,
+                0,
+                context.model,
+                hop.span,
+                rows,
+                self.max_length,
+                self._codec,
+                codec_points=plan.borders,
+                numerics=plan.numerics,
+                alloc_timeout_s=context.config.client.open_timeout_s / 2,
+            )
+            hops.append(HopSession(context.links, context.peers, context.config, hop, open_, context.shape.hidden_size))
+        return hops
+
+    async def _open_all(self, hops: Sequence[HopSession]) -> HopLost | None:
+        """Open all hops at once; what went wrong, if anything did."""
+        losses: list[HopLost] = []
+
+        async def open_one(hop: HopSession) -> None:
+            try:
+                await hop.open()
+            except HOP_ERRORS as exc:
+                losses.append(self._context.lost(hop.hop, exc))
+
+        async with trio.open_nursery() as nursery:
+            for hop in hops:
+                nursery.start_soon(open_one, hop)
+        return losses[0] if losses else None
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    async def step(self, inputs: torch.Tensor, *, tail: int = ALL) -> torch.Tensor:
+        """Feed new tokens [B, n], or their hidden states [B, n, H]; returns logits [B, n, vocab] in float32.
+
+        With ``tail``, only the logits of each row's last ``tail`` tokens travel and come back.
+
+        Raises:
+            UserError: shapes, ids or lengths do not fit.
+            SwarmError: a server failed.
+        """
+        ends = self._context.ends
+        batch, n = self._check_inputs(inputs)
+        if self._rows is None or not self._hops:
+            await self.open(batch)
+        counts = (n,) * batch
+        pieces: list[list[torch.Tensor]] = [[] for _ in counts]
+        flat = inputs.reshape(batch * n, *inputs.shape[2:])
+
+        async def source(chunk: Chunk) -> Packed:
+            def embed() -> Packed:
+                part = torch.cat([flat[piece] for piece in packed_slices(counts, chunk)])
+                hidden = part.to(self._context.dtype) if part.is_floating_point() else ends.embed(part)
+                return pack(hidden, self._codec)
+
+            return await self._context.compute(embed, chunk.tokens)
+
+        async def sink(chunk: Chunk, packed: Packed) -> None:
+            def logits() -> list[torch.Tensor]:
+                hidden = unpack(packed, self._context.dtype)
+                parts = wanted_slices(chunk)
+                wanted = ends.head(torch.cat([hidden[part] for part in parts]))
+                return list(wanted.split_with_sizes(chunk.wanted))
+
+            if any(chunk.wanted):
+                for row, piece in enumerate(await self._context.compute(logits, sum(chunk.wanted))):
+                    pieces[row].append(piece)
+
+        await self.run(counts, source, sink, tail=tail)
+        if tail == 0:
+            return torch.empty(batch, 0, self._context.shape.vocab_size)
+        return torch.stack([torch.cat(row) for row in pieces])
+
+    async def run(self, counts: tuple[int, ...], source: Source, sink: Sink, *, tail: int = ALL) -> None:
+        """One step of ``counts`` new tokens per row: ``source`` makes each chunk's input, ``sink`` takes its output.
+
+        Raises:
+            SwarmError: a server failed; the session is of no further use.
+        """
+        self._check_usable(counts)
+        chunks = cut(counts, self._context.config.client.prefill_chunk_tokens, tail)
+        base = self._positions
+        try:
+            await Flow(self._context, self._hops, base).run(chunks, source, sink)
+        except HopLost as exc:
+            self._failure = exc
+            raise
+        except BaseException:
+            self._failure = SwarmError("the session was interrupted in the middle of a step")
+            raise
+        self._positions = tuple(position + count for position, count in zip(base, counts, strict=True))
+
+    async def exchange(self, counts: tuple[int, ...], packed: Packed) -> Packed:
+        """One short step of hidden states that are encoded already, one hop after the other; all outputs come back.
+
+        Raises:
+            SwarmError: a server failed; the session is of no further use.
+        """
+        out: list[Packed] = []
+
+        async def source(chunk: Chunk) -> Packed:
+            return packed
+
+        async def sink(chunk: Chunk, answer: Packed) -> None:
+            out.append(answer)
+
+        await self.run(counts, source, sink)
+        return out[0]
+
+    # -- checks ----------------------------------------------------------------------------------------------------
+
+    def _check_inputs(self, inputs: torch.Tensor) -> tuple[int, int]:
+        """Rows and tokens per row of a step's inputs."""
+        shape, context = self._context.shape, self._context
+        if inputs.is_floating_point():
+            if inputs.dim() != 3 or inputs.shape[2] != shape.hidden_size or not bool(inputs.isfinite().all()):
+                raise UserError(f"hidden states must be finite and [rows, tokens, {shape.hidden_size}]")
+        else:
+            check_ids(inputs, shape.vocab_size)
+        rows, n = inputs.shape[0], inputs.shape[1]
+        if not 1 <= rows <= context.config.wire.rows_max or n < 1:
+            raise UserError(f"a step of {rows} rows with {n} tokens each; both must be at least 1")
+        if self._rows is not None and rows != self._rows:
+            raise UserError(f"{rows} rows in a step of a session of {self._rows}")
+        return rows, n
+
+    def _check_usable(self, counts: tuple[int, ...]) -> None:
+        if self._closed or not self._hops:
+            raise UserError("the session is not open")
+        if self._failure is not None:
+            raise SwarmError(f"this session has ended: {self._failure}")
+        if len(counts) != len(self._positions) or not any(counts):
+            raise UserError(f"a step needs a count for each of the session's {len(self._positions)} rows, not all 0")
+        for position, count in zip(self._positions, counts, strict=True):
+            if position + count > self.max_length:
+                raise UserError(
+                    f"{count} tokens after {position} are more than the session's max_length of {self.max_length}"
+                )
+
+
+async def _close_all(hops: Sequence[HopSession]) -> None:
+    async with trio.open_nursery() as nursery:
+        for hop in hops:
+            nursery.start_soon(hop.aclose)

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import trio
+
+from p2pllm.client.context import HopLost
+from p2pllm.client.session import Session
+from p2pllm.dht.record import Throughput
+from p2pllm.errors import CoverageError, SwarmError, UserError
+from p2pllm.types import ServerState, Span
+from tests.client.harness import CONFIG, open_swarm
+
+IDS = [5, 9, 33, 2, 60, 17, 8, 41, 3, 22, 12, 50, 6, 7, 19, 44, 31]
+
+
+def ids(*rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+def client(**changes):
+    return replace(CONFIG, client=replace(CONFIG.client, **changes))
+
+
+async def test_logits_equal_those_of_the_model_in_one_piece():
+    async with open_swarm((0, 3), (3, 6)) as swarm:
+        async with Session(swarm.context(), max_length=64) as session:
+            assert session.route == ()
+            logits = await session.step(ids(IDS))
+            assert torch.equal(logits[0], swarm.reference.logits(IDS))
+            more = await session.step(ids([1, 2]))
+            assert torch.equal(more[0], swarm.reference.logits([*IDS, 1, 2])[-2:])
+            assert session.position == len(IDS) + 2
+            assert [(hop.span.start, hop.span.end) for hop in session.route] == [(0, 3), (3, 6)]
+            assert session.exact
+            assert session.recoveries == 0
+        assert all(len(server.sessions) == 0 for server in swarm.servers)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+@pytest.mark.parametrize("tail", [-1, 0, 1, 5])
+async def test_cuts_and_tails_change_nothing(chunk, tail):
+    rows = [IDS, IDS[::-1]]
+    async with open_swarm((0, 2), (2, 5), (5, 6)) as swarm:
+        context = swarm.context(client(prefill_chunk_tokens=chunk))
+        async with Session(context, max_length=64, rows=2) as session:
+            logits = await session.step(ids(*rows), tail=tail)
+            kept = len(IDS) if tail < 0 else tail
+            assert logits.shape == (2, kept, 64)
+            for row, got in zip(rows, logits, strict=True):
+                assert torch.equal(got, swarm.reference.logits(row)[len(IDS) - kept :])
+
+
+async def test_chunks_overlap_across_the_hops():
+    async def duration(steps_in_flight: int) -> float:
+        async with open_swarm((0, 2), (2, 4), (4, 6)) as swarm:
+            context = swarm.context(client(prefill_chunk_tokens=4, steps_in_flight=steps_in_flight))
+            async with Session(context, max_length=128, rows=1) as session:
+                began = trio.current_time()
+                await session.step(ids(IDS * 4), tail=1)
+                return trio.current_time() - began
+
+    # 17 chunks: one after the other through 3 hops of 40 ms there and back, 10 ms compute each, would take 2.5 s.
+    assert await duration(1) < 1.2
+    assert await duration(4) < 0.55
+
+
+async def test_rolling_back_forgets_what_came_after():
+    async with open_swarm((0, 6)) as swarm, Session(swarm.context(), max_length=64) as session:
+        await session.step(ids(IDS))
+        session.position = 4
+        again = await session.step(ids([40, 41]))
+        assert torch.equal(again[0], swarm.reference.logits([*IDS[:4], 40, 41])[-2:])
+        assert session.position == 6
+        for wrong in (7, -1):
+            with pytest.raises(UserError, match="can only go back"):
+                session.position = wrong
+
+
+async def test_hidden_states_may_be_fed_instead_of_ids():
+    async with open_swarm((0, 6)) as swarm, Session(swarm.context(), max_length=64) as session:
+        hidden = swarm.reference.ends.embed(torch.tensor(IDS))
+        logits = await session.step(hidden[None])
+        assert torch.equal(logits[0], swarm.reference.logits(IDS))
+
+
+async def test_ragged_rows_and_rows_that_sit_out():
+    async with open_swarm((0, 3), (3, 6)) as swarm:
+        context = swarm.context()
+        async with Session(context, max_length=64, rows=3) as session:
+            texts = [IDS[:13], IDS[:2], IDS[5:12]]
+            outputs = await run_ids(context, session, texts, tail=1)
+            for text, logits in zip(texts, outputs, strict=True):
+                assert torch.equal(logits, swarm.reference.logits(text)[-1:])
+            assert session.positions == (13, 2, 7)
+            assert session.position == 2
+            outputs = await run_ids(context, session, [[1], [], [2]], tail=1)
+            assert torch.equal(outputs[0], swarm.reference.logits([*texts[0], 1])[-1:])
+            assert torch.equal(outputs[2], swarm.reference.logits([*texts[2], 2])[-1:])
+            assert session.positions == (14, 2, 8)
+
+
+async def run_ids(context, session, texts, tail):
+    from p2pllm.client.chunks import packed_slices, wanted_slices
+    from p2pllm.client.edge import pack, unpack
+
+    flat = torch.tensor([token for text in texts for token in text])
+    counts = tuple(map(len, texts))
+    outputs = [[] for _ in texts]
+
+    async def source(chunk):
+        part = torch.cat([flat[piece] for piece in packed_slices(counts, chunk)])
+        return pack(context.ends.embed(part), "fp32")
+
+    async def sink(chunk, packed):
+        hidden = unpack(packed, torch.float32)
+        for row, piece in enumerate(wanted_slices(chunk)):
+            outputs[row].append(context.ends.head(hidden[piece]))
+
+    await session.run(counts, source, sink, tail=tail)
+    return [torch.cat(row) for row in outputs]
+
+
+async def test_int8_travels_through_the_same_codec_points_wherever_servers_are_cut():
+    """A server that covers a border of another chain is not asked to round there; the chain's own borders count."""
+    async with open_swarm((0, 3), (3, 6)) as swarm:
+        async with Session(swarm.context(), max_length=64, activations="int8") as session:
+            logits = await session.step(ids(IDS))
+        exact = swarm.reference.logits(IDS)
+        assert not torch.equal(logits[0], exact)
+        assert (logits[0] - exact).norm() < 0.05 * exact.norm()
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_killed_server_is_named_with_its_blocks():
+    async with open_swarm((0, 3), (3, 6)) as swarm:
+        context = swarm.context()
+        async with Session(context, max_length=64) as session:
+            await session.step(ids(IDS))
+            swarm.world.kill("s1")
+            with pytest.raises(HopLost, match=r"server 12D3Koo\w+ \(blocks 3-5\) was lost") as caught:
+                await session.step(ids([1]))
+            assert caught.value.hop == session.route[1]
+            assert context.peers.banned(swarm.servers[1].peer, trio.current_time())
+            assert not context.peers.banned(swarm.servers[0].peer, trio.current_time())
+            with pytest.raises(SwarmError, match="this session has ended: server"):
+                await session.step(ids([1]))
+        assert len(swarm.servers[0].sessions) == 0
+
+
+async def test_a_server_that_is_lost_in_the_middle_of_a_long_prefill():
+    async with open_swarm((0, 3), (3, 6)) as swarm:
+        async with Session(swarm.context(client(prefill_chunk_tokens=2)), max_length=128, rows=1) as session:
+            swarm.world.nursery.start_soon(kill_later, swarm.world, "s1", 0.15)
+            with pytest.raises(HopLost, match="blocks 3-5"):
+                await session.step(ids(IDS * 4))
+
+
+async def kill_later(world, name, seconds):
+    await trio.sleep(seconds)
+    world.kill(name)
+
+
+async def test_a_hung_server_is_noticed_at_the_deadline():
+    async with open_swarm((0, 6)) as swarm:
+        async with Session(swarm.context(client(step_timeout_s=2.0)), max_length=64) as session:
+            await session.step(ids(IDS))
+            swarm.world.hang("s0")
+            began = trio.current_time()
+            with pytest.raises(HopLost, match=r"was lost: no answer within"):
+                await session.step(ids([1]))
+            assert trio.current_time() - began == pytest.approx(2.0, abs=0.1)
+
+
+async def test_a_broken_stream_is_replaced_and_the_session_goes_on():
+    async with open_swarm((0, 3), (3, 6)) as swarm:
+        context = swarm.context()
+        async with Session(context, max_length=64) as session:
+            await session.step(ids(IDS))
+            await context.ports.network.close_peer(swarm.servers[1].peer)
+            logits = await session.step(ids([1]))
+            assert torch.equal(logits[0], swarm.reference.logits([*IDS, 1])[-1:])
+            swarm.world.nursery.start_soon(cut_later, context, swarm.servers[0].peer, 0.03)
+            logits = await session.step(ids([2]))
+            assert torch.equal(logits[0], swarm.reference.logits([*IDS, 1, 2])[-1:])
+            swarm.world.nursery.start_soon(cut_later, context, swarm.servers[0].peer, 0.06)
+            logits = await session.step(ids(IDS * 2))  # many steps are under way
+            assert torch.equal(logits[0], swarm.reference.logits([*IDS, 1, 2, *IDS, *IDS])[-2 * len(IDS) :])
+            assert session.recoveries == 3
+            assert not any(context.peers.banned(server.peer, trio.current_time()) for server in swarm.servers)
+
+
+async def cut_later(context, peer, seconds):
+    await trio.sleep(seconds)
+    await context.ports.network.close_peer(peer)
+
+
+async def test_cancelled_steps_leave_no_cache_behind():
+    async with open_swarm((0, 3), (3, 6)) as swarm:
+        async with Session(swarm.context(), max_length=64) as session:
+            await session.step(ids(IDS))
+            with trio.move_on_after(0.05):
+                await session.step(ids([1]))
+            with pytest.raises(SwarmError, match="interrupted"):
+                await session.step(ids([1]))
+        assert [len(server.sessions) for server in swarm.servers] == [0, 0]
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_dead_server_is_replaced_before_anything_is_lost():
+    async with open_swarm((0, 6), (0, 6)) as swarm:
+        swarm.world.kill("s0")
+        context = swarm.context()
+        swarm.servers[0].announcement = replace(swarm.servers[0].announcement, throughput=Throughput(inference=900.0))
+        async with Session(context, max_length=64, rows=1) as session:
+            assert session.route[0].peer_id == swarm.servers[1].peer
+            assert session.recoveries == 1
+        assert context.peers.banned(swarm.servers[0].peer, trio.current_time())
+
+
+async def test_a_full_server_is_left_for_another_one():
+    small = replace(CONFIG, server=replace(CONFIG.server, cache_tokens=64))
+    async with open_swarm() as swarm:
+        full = swarm.add_server("full", Span(0, 6), small, cache_tokens_free=10_000)
+        roomy = swarm.add_server("roomy", Span(0, 6), cache_tokens_free=10_000)
+        context = swarm.context()
+        for _ in range(4):
+            async with Session(context, max_length=128, rows=1) as session:
+                assert session.route[0].peer_id == roomy.peer
+        assert [s.failures for s in context.peers.statistics(trio.current_time()) if s.peer == full.peer] in ([0], [])
+
+
+async def test_a_server_that_no_longer_has_the_span_is_not_banned_for_long():
+    async with open_swarm((0, 3), (3, 6)) as swarm:
+        swarm.servers[1].announcement = replace(swarm.servers[1].announcement, span=Span(2, 6))
+        swarm.servers[0].announcement = replace(swarm.servers[0].announcement, span=Span(0, 2))
+        with pytest.raises(HopLost, match=r"blocks 2-5\) does not have .* holds blocks 3:6"):
+            async with Session(swarm.context(client(patience_s=3.0)), max_length=64, rows=1):
+                pass
+        assert swarm.servers[0].room.cache.tokens_free == 4096
+
+
+async def test_gaps_are_waited_for_and_then_named():
+    async with open_swarm((0, 3)) as swarm:
+        began = trio.current_time()
+        with pytest.raises(CoverageError, match="nobody serves blocks 3-5 of 6"):
+            async with Session(swarm.context(client(patience_s=7.0)), max_length=64, rows=1):
+                pass
+        assert trio.current_time() - began == pytest.approx(7.0)
+        swarm.world.nursery.start_soon(join_later, swarm, 2.0)
+        async with Session(swarm.context(name="other"), max_length=64, rows=1) as session:
+            assert len(session.route) == 2
+
+
+async def join_later(swarm, seconds):
+    await trio.sleep(seconds)
+    swarm.add_server("late", Span(3, 6))
+
+
+async def test_draining_servers_take_no_new_session():
+    async with open_swarm((0, 6), (0, 6)) as swarm:
+        swarm.servers[0].announcement = replace(swarm.servers[0].announcement, state=ServerState.DRAINING)
+        async with Session(swarm.context(), max_length=64, rows=1) as session:
+            assert session.route[0].peer_id == swarm.servers[1].peer
+
+
+async def test_the_next_session_needs_no_new_stream():
+    async with open_swarm((0, 6)) as swarm:
+        context = swarm.context()
+        took = []
+        for _ in range(2):
+            began = trio.current_time()
+            async with Session(context, max_length=64, rows=1):
+                took.append(trio.current_time() - began)
+        assert took[1] == pytest.approx(0.04)
+        assert took[0] > 0.15
+
+
+async def test_a_kept_stream_that_died_is_replaced_by_a_fresh_one():
+    async with open_swarm((0, 6)) as swarm:
+        context = swarm.context()
+        async with Session(context, max_length=64, rows=1):
+            pass
+        await context.ports.network.close_peer(swarm.servers[0].peer)
+        await trio.sleep(1.0)
+        async with Session(context, max_length=64, rows=1) as session:
+            await session.step(ids(IDS))
+            assert session.recoveries == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda c: Session(c, max_length=0), "max_length 0"),
+        (lambda c: Session(c, max_length=257), "context holds 1 to 256"),
+        (lambda c: Session(c, max_length=9, rows=0), "rows 0"),
+        (lambda c: Session(c, max_length=9, activations="int4"), "choose one of int8"),
+    ],
+)
+async def test_wrong_arguments(make, match):
+    async with open_swarm() as swarm:
+        with pytest.raises(UserError, match=match):
+            make(swarm.context())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "match"),
+    [
+        (torch.tensor([[64]]), "0..63"),
+        (torch.tensor([[-1]]), "0..63"),
+        (torch.tensor([1, 2]), r"\[rows, tokens\]"),
+        (torch.tensor([[True]]), "integer tensor"),
+        (torch.zeros(1, 0, dtype=torch.long), "no token ids"),
+        (torch.zeros(2, 2, dtype=torch.long), "2 rows in a step of a session of 1"),
+        (torch.zeros(1, 2, 31), "finite and"),
+        (torch.full((1, 2, 32), torch.nan), "finite and"),
+        (torch.zeros(1, 11, dtype=torch.long), "max_length of 10"),
+    ],
+)
+async def test_wrong_inputs_are_refused_here_and_spoil_nothing(inputs, match):
+    async with open_swarm((0, 6)) as swarm, Session(swarm.context(), max_length=10, rows=1) as session:
+        with pytest.raises(UserError, match=match):
+            await session.step(inputs)
+        await session.step(ids(IDS[:10]))
+        with pytest.raises(UserError, match="max_length"):
+            await session.step(ids([1]))
