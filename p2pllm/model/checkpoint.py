@@ -1,14 +1,14 @@
 """Reads a checkpoint: its config, and of its weights exactly the tensors that are asked for.
 
 Invariants: a server that loads a span reads the bytes of that span's tensors, a client those of its ends, and besides
-only the config, the index and the headers of the files concerned; ``bytes_read`` counts all of it. Tensors that lie
-side by side are read together, in bounded chunks, and converted chunk by chunk: the peak is what stays resident plus
-two chunks. Every error names the file, tensor or field. Nothing is unpickled, ever.
+only the config, the index and the headers of the files concerned; ``bytes_read`` counts all of it. A tensor is read
+and converted chunk by chunk, so the peak is what stays resident plus two chunks. Every error names the file, tensor or
+field. Nothing is unpickled, ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,15 @@ from p2pllm.types import Span
 Progress = Callable[[int, int], None]
 """Called with (bytes so far, bytes in all) after every chunk."""
 
+Stored = tuple[str, StoredTensor]
+"""A tensor and the file that it lies in."""
+
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 CHUNK_BYTES = 16 << 20
-"""One read: large enough for disks and downloads, small beside a tensor of a large model."""
+"""One read: large enough for disks and downloads, small beside a large tensor; a multiple of every dtype's size."""
 JSON_BYTES_MAX = 64 << 20
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -77,13 +80,12 @@ class Checkpoint:
             return (SINGLE,)
         return tuple(sorted(set(self._shards().values())))
 
-    def load_span(
+    def span_tensors(
         self, span: Span, dtype: torch.dtype | None = None, progress: Progress | None = None
-    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """Yield (block, its tensors by the names of ``block_tensors``) for every block of ``span``, in order.
+    ) -> TensorLoader:
+        """What ``SpanModel.load`` takes: tensors of the span's blocks by their names, read when asked for.
 
-        All tensors are looked up, and their shapes compared, before the first weight is read. ``dtype`` None keeps
-        what is stored.
+        All of them are looked up, and their shapes compared, before this returns. ``dtype`` None keeps what is stored.
 
         Raises:
             CheckpointError: a tensor is missing, misshapen or of an unsupported dtype, or a file is truncated.
@@ -91,32 +93,16 @@ class Checkpoint:
         """
         if span.end > self.config.num_blocks:
             raise CheckpointError(f"{self.source.title} has {self.config.num_blocks} blocks, there is no span {span}")
-        specs = {block: block_tensors(self.config, block) for block in span}
-        meter = _Meter(progress, sum(self._stored_bytes(of_block.values()) for of_block in specs.values()))
-        for block, of_block in specs.items():
-            yield block, self._load(of_block, dtype, meter)
+        specs = [spec for block in span for spec in block_tensors(self.config, block).values()]
+        return TensorLoader(self._read, self.find(specs), dtype, progress)
 
-    def load_block(
-        self, block: int, dtype: torch.dtype | None = None, progress: Progress | None = None
-    ) -> dict[str, torch.Tensor]:
-        """One block's tensors; see ``load_span``."""
-        return dict(self.load_span(Span(block, block + 1), dtype, progress))[block]
+    def ends_tensors(self, dtype: torch.dtype | None = None, progress: Progress | None = None) -> TensorLoader:
+        """What ``Ends.load`` takes: the client's tensors; raises as ``span_tensors`` does."""
+        return TensorLoader(self._read, self.find(ends_tensors(self.config).values()), dtype, progress)
 
-    def load_ends(self, dtype: torch.dtype | None = None, progress: Progress | None = None) -> dict[str, torch.Tensor]:
-        """The client's tensors by the names of ``ends_tensors``; raises as ``load_span`` does."""
-        specs = ends_tensors(self.config)
-        return self._load(specs, dtype, _Meter(progress, self._stored_bytes(specs.values())))
-
-    def span_bytes(self, span: Span) -> int:
-        """Stored bytes of a span's tensors; checks that they are there and have their shapes."""
-        return sum(self._stored_bytes(block_tensors(self.config, block).values()) for block in span)
-
-    def ends_bytes(self) -> int:
-        """Stored bytes of the client's tensors; checks that they are there and have their shapes."""
-        return self._stored_bytes(ends_tensors(self.config).values())
-
-    def _stored_bytes(self, specs: Iterable[TensorSpec]) -> int:
-        return sum(stored.stop - stored.start for _, stored in map(self._find, specs))
+    def find(self, specs: Iterable[TensorSpec]) -> list[Stored]:
+        """Where tensors lie, their shapes and dtypes checked against ``specs``; reads headers, no weights."""
+        return [self._find(spec) for spec in specs]
 
     # ------------------------------------------------------------------------------------------ where tensors lie
 
@@ -140,7 +126,7 @@ class Checkpoint:
         found = f" (found {other[0]}, which is not read)" if other else ""
         return f"{self.source.title} has no weights: neither {SINGLE} nor {INDEX} is there{found}"
 
-    def _find(self, spec: TensorSpec) -> tuple[str, StoredTensor]:
+    def _find(self, spec: TensorSpec) -> Stored:
         """In which file and where ``spec`` is stored, its shape and dtype checked."""
         if SINGLE in self._names:
             file, listing = SINGLE, SINGLE
@@ -185,70 +171,55 @@ class Checkpoint:
             raise CheckpointError(f"{self.source.title}: {name} has {size} bytes, more than any such file needs")
         return self._read(name, 0, size)
 
-    def _load(
-        self, specs: Mapping[str, TensorSpec], dtype: torch.dtype | None, meter: _Meter
-    ) -> dict[str, torch.Tensor]:
-        targets: dict[str, torch.Tensor] = {}
-        pieces: dict[str, list[tuple[StoredTensor, torch.Tensor]]] = {}
-        for local, spec in specs.items():
-            file, stored = self._find(spec)
-            targets[local] = torch.empty(spec.shape, dtype=dtype or _DTYPES[stored.dtype])
-            pieces.setdefault(file, []).append((stored, targets[local].view(-1)))
-        for file, found in pieces.items():
-            for run in _runs(found):
-                self._fill(file, run, meter)
-        return targets
 
-    def _fill(self, file: str, run: list[tuple[StoredTensor, torch.Tensor]], meter: _Meter) -> None:
-        """Read tensors that lie side by side, in chunks that never cut a number in two."""
-        position, end = run[0][0].start, run[-1][0].stop
-        while position < end:
-            cut = min(position + CHUNK_BYTES, end)
-            for stored, _ in run:
-                if stored.start < cut < stored.stop:
-                    cut -= (cut - stored.start) % ITEM_BYTES[stored.dtype]
-            chunk = np.frombuffer(self._read(file, position, cut), dtype=np.uint8)
-            for stored, target in run:
-                low, high = max(stored.start, position), min(stored.stop, cut)
-                if low < high:
-                    _copy(stored, target, low, chunk[low - position : high - position])
-            meter.add(cut - position)
-            position = cut
+class TensorLoader:
+    """Loads one tensor at a time, by name, in chunks of bounded size.
 
+    Attributes:
+        total_bytes: what all of its tensors take in the files.
+    """
 
-class _Meter:
-    """Adds up bytes and tells the caller."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    def __init__(
+        self,
+        read: Callable[[str, int, int], bytes],
+        stored: Sequence[Stored],
+        dtype: torch.dtype | None,
+        progress: Progress | None,
+    ) -> None:
+        self._read = read
+        self._stored = {tensor.name: (file, tensor) for file, tensor in stored}
+        self._dtype = dtype
         self._progress = progress
-        self._total = total
-        self._done = 0
+        self._done_bytes = 0
+        self.total_bytes = sum(tensor.stop - tensor.start for _, tensor in stored)
 
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+    def __call__(self, name: str) -> torch.Tensor:
+        """The tensor ``name``, converted.
+
+        Raises:
+            CheckpointError: it is none of this loader's, or does not fit the dtype.
+            StorageError: the disk or the download failed.
+        """
+        if name not in self._stored:
+            raise CheckpointError(f"tensor {name} does not belong to what is being loaded")
+        file, stored = self._stored[name]
+        target = torch.empty(stored.shape, dtype=self._dtype or _DTYPES[stored.dtype])
+        flat, item = target.view(-1), ITEM_BYTES[stored.dtype]
+        for start in range(stored.start, stored.stop, CHUNK_BYTES):
+            stop = min(start + CHUNK_BYTES, stored.stop)
+            first, after = (start - stored.start) // item, (stop - stored.start) // item
+            _convert(self._read(file, start, stop), stored, flat[first:after])
+            self._done_bytes += stop - start
+            if self._progress is not None:
+                self._progress(self._done_bytes, self.total_bytes)
+        return target
 
 
-def _runs(found: list[tuple[StoredTensor, torch.Tensor]]) -> list[list[tuple[StoredTensor, torch.Tensor]]]:
-    """Group tensors of one file that touch each other, in the order of the file."""
-    runs: list[list[tuple[StoredTensor, torch.Tensor]]] = []
-    for item in sorted(found, key=lambda pair: pair[0].start):
-        if runs and runs[-1][-1][0].stop == item[0].start:
-            runs[-1].append(item)
-        else:
-            runs.append([item])
-    return runs
-
-
-def _copy(stored: StoredTensor, target: torch.Tensor, at: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    """Put bytes that lie at ``at`` in the file into their place in ``target``, converted to its dtype."""
-    item = ITEM_BYTES[stored.dtype]
+def _convert(data: bytes, stored: StoredTensor, place: torch.Tensor) -> None:
+    """Write stored numbers into ``place``, in its dtype."""
     staging = torch.empty(len(data), dtype=torch.uint8)
-    staging.numpy()[:] = data
+    staging.numpy()[:] = np.frombuffer(data, dtype=np.uint8)
     values = staging.view(_DTYPES[stored.dtype])
-    first = (at - stored.start) // item
-    place = target[first : first + len(values)]
     place.copy_(values)
-    if target.dtype == torch.float16 and values.dtype != torch.float16 and not bool(torch.isfinite(place).all()):
+    if place.dtype == torch.float16 and values.dtype != torch.float16 and not bool(torch.isfinite(place).all()):
         raise CheckpointError(f"tensor {stored.name} has values beyond the range of float16; use bfloat16 or float32")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from p2pllm.errors import CheckpointError
 from p2pllm.model import checkpoint as module
 from p2pllm.model.checkpoint import Checkpoint
-from p2pllm.model.config import block_tensors, ends_tensors, parse_config
+from p2pllm.model.config import ends_tensors, parse_config
+from p2pllm.model.ends import Ends
+from p2pllm.model.span import SpanModel
 from p2pllm.types import Span
 from tests.model.files import TINY, CountingSource, sharded, single, weights
 
@@ -28,18 +29,16 @@ def test_a_server_reads_its_span_and_nothing_else(layout):
     files = layout(TINY, weights(TINY))
     source = CountingSource(files)
     checkpoint = Checkpoint(source)
-    span = Span(1, 3)
-    loaded = dict(checkpoint.load_span(span))
-    assert list(loaded) == [1, 2]
+    loader = checkpoint.span_tensors(Span(1, 3))
+    SpanModel.load(checkpoint.config, Span(1, 3), loader)
 
-    config = parse_config(TINY)
-    wanted = sum(t.numel() * 4 for block in span for t in loaded[block].values())
+    wanted = 2 * 4 * parse_config(TINY).block_params
     touched = {name for name, _, _ in source.reads if name.endswith(".safetensors")}
     small = sum(len(data) for name, data in files.items() if name.endswith(".json"))
     assert checkpoint.bytes_read == sum(stop - start for _, start, stop in source.reads)
     assert checkpoint.bytes_read == wanted + header_bytes(files, touched) + small
     assert checkpoint.bytes_read < sum(map(len, files.values()))
-    assert wanted == checkpoint.span_bytes(span) == 2 * 4 * config.block_params
+    assert loader.total_bytes == wanted
 
 
 @LAYOUTS
@@ -49,61 +48,46 @@ def test_a_client_reads_its_ends_and_nothing_else(layout, tied):
     files = layout(config, weights(config))
     source = CountingSource(files)
     checkpoint = Checkpoint(source)
-    ends = checkpoint.load_ends()
-    assert set(ends) == {"embed", "norm"} | (set() if tied else {"head"})
-    wanted = sum(t.numel() * 4 for t in ends.values())
+    loader = checkpoint.ends_tensors()
+    Ends.load(checkpoint.config, loader)
+    wanted = 4 * sum(math.prod(spec.shape) for spec in ends_tensors(checkpoint.config).values())
     touched = {name for name, _, _ in source.reads if name.endswith(".safetensors")}
     small = sum(len(data) for name, data in files.items() if name.endswith(".json"))
     assert checkpoint.bytes_read == wanted + header_bytes(files, touched) + small
-    assert wanted == checkpoint.ends_bytes()
+    assert loader.total_bytes == wanted == 4 * 16 * (32 + 1 + (0 if tied else 32))
 
 
 @LAYOUTS
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
 def test_weights_arrive_bit_for_bit_in_every_dtype(layout, stored, dtype, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_BYTES", 101)  # cuts tensors, and would cut numbers
+    monkeypatch.setattr(module, "CHUNK_BYTES", 100)
     tensors = weights(TINY, stored)
     checkpoint = Checkpoint(CountingSource(layout(TINY, tensors)))
-    for block, loaded in checkpoint.load_span(Span(0, 4), dtype):
-        for local, spec in block_tensors(checkpoint.config, block).items():
-            assert loaded[local].dtype == (dtype or stored)
-            assert torch.equal(loaded[local], tensors[spec.name].to(dtype or stored))
-    ends = checkpoint.load_ends(dtype)
-    for local, spec in ends_tensors(checkpoint.config).items():
-        assert torch.equal(ends[local], tensors[spec.name].to(dtype or stored))
+    span, ends = checkpoint.span_tensors(Span(0, 4), dtype), checkpoint.ends_tensors(dtype)
+    names = {spec.name for spec in ends_tensors(checkpoint.config).values()}
+    for name, tensor in tensors.items():
+        loaded = (ends if name in names else span)(name)
+        assert loaded.dtype == (dtype or stored)
+        assert torch.equal(loaded, tensor.to(dtype or stored))
 
 
-@given(chunk=st.integers(8, 5000), block=st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
-def test_any_chunk_size_reads_the_same(chunk, block):
-    tensors = weights(TINY)
-    checkpoint = Checkpoint(CountingSource(single(TINY, tensors)))
-    before, module.CHUNK_BYTES = module.CHUNK_BYTES, chunk
-    try:
-        loaded = checkpoint.load_block(block)
-    finally:
-        module.CHUNK_BYTES = before
-    for local, spec in block_tensors(checkpoint.config, block).items():
-        assert torch.equal(loaded[local], tensors[spec.name])
+def test_a_loader_gives_its_own_tensors_only():
+    loader = Checkpoint(CountingSource(single(TINY, weights(TINY)))).span_tensors(Span(1, 2))
+    loader("model.layers.1.mlp.up_proj.weight")
+    for name in ("model.layers.2.mlp.up_proj.weight", "model.norm.weight", "nonsense"):
+        with pytest.raises(CheckpointError, match=name):
+            loader(name)
 
 
-def test_tensors_side_by_side_are_read_together():
-    source = CountingSource(single(TINY, weights(TINY)))
-    checkpoint = Checkpoint(source)
-    checkpoint.span_bytes(Span(0, 1))
-    source.reads.clear()
-    checkpoint.load_block(1)
-    assert len(source.reads) == 1
-
-
-def test_progress_reaches_the_total():
+def test_progress_reaches_the_total(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_BYTES", 100)
     checkpoint = Checkpoint(CountingSource(single(TINY, weights(TINY))))
     seen: list[tuple[int, int]] = []
-    list(checkpoint.load_span(Span(0, 2), torch.float32, lambda done, total: seen.append((done, total))))
-    total = checkpoint.span_bytes(Span(0, 2))
-    assert seen[-1] == (total, total)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    loader = checkpoint.span_tensors(Span(0, 2), progress=lambda done, total: seen.append((done, total)))
+    SpanModel.load(checkpoint.config, Span(0, 2), loader)
+    assert seen[-1] == (loader.total_bytes, loader.total_bytes)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
 # ------------------------------------------------------------------------------------------------- what may be wrong
@@ -111,8 +95,8 @@ def test_progress_reaches_the_total():
 
 def load_all(files: dict[str, bytes]) -> None:
     checkpoint = Checkpoint(CountingSource(files))
-    list(checkpoint.load_span(Span(0, 4)))
-    checkpoint.load_ends()
+    SpanModel.load(checkpoint.config, Span(0, 4), checkpoint.span_tensors(Span(0, 4)))
+    Ends.load(checkpoint.config, checkpoint.ends_tensors())
 
 
 def refuses(files: dict[str, bytes], *words: str) -> None:
@@ -151,7 +135,7 @@ def test_everything_is_checked_before_the_first_weight_is_read():
     source = CountingSource(single(TINY, tensors))
     checkpoint = Checkpoint(source)
     with pytest.raises(CheckpointError):
-        next(checkpoint.load_span(Span(0, 4)))
+        checkpoint.span_tensors(Span(0, 4))
     assert max(stop for name, _, stop in source.reads if name == "model.safetensors") == header_bytes(
         source.files, {"model.safetensors"}
     )
@@ -199,7 +183,7 @@ def test_an_unsupported_architecture_is_named():
 def test_a_span_beyond_the_model():
     checkpoint = Checkpoint(CountingSource(single(TINY, weights(TINY))))
     with pytest.raises(CheckpointError, match="4 blocks"):
-        list(checkpoint.load_span(Span(2, 5)))
+        checkpoint.span_tensors(Span(2, 5))
 
 
 def test_values_beyond_float16_are_refused():
@@ -207,4 +191,4 @@ def test_values_beyond_float16_are_refused():
     tensors["model.norm.weight"][3] = 1e6
     checkpoint = Checkpoint(CountingSource(single(TINY, tensors)))
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight.*float16"):
-        checkpoint.load_ends(torch.float16)
+        checkpoint.ends_tensors(torch.float16)("model.norm.weight")
