@@ -93,7 +93,8 @@ class KVArena:
             both = both.narrow(1, place.first, place.count)
         elif place.index is not None:
             both = both.index_select(1, place.index)
-        return both[: self.kv_heads], both[self.kv_heads :]
+        keys, values = both.chunk(2)
+        return keys, values
 
     def view(self, block: int, pages: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the first ``length`` tokens of the row that owns ``pages``."""

@@ -45,25 +45,24 @@ class LlamaBlock:
     def __call__(self, hidden: Tensor, index: int, plan: Plan) -> Tensor:
         """Add this block's contribution to ``hidden`` [T, H] in place; ``index`` is its place in the cache."""
         config = self._config
-        rotated = config.num_heads + config.num_kv_heads
-        qkv = self._qkv(self._input_norm(hidden))
-        qkv = qkv.view(len(hidden), rotated + config.num_kv_heads, config.head_dim)
-        qk = qkv[:, :rotated]
+        heads = config.num_heads + 2 * config.num_kv_heads
+        qkv = self._qkv(self._input_norm(hidden)).view(hidden.shape[0], heads, config.head_dim)
+        qk = qkv.narrow(1, 0, config.num_heads + config.num_kv_heads)
         if self._qk_norm is not None:
             qk.copy_(self._qk_norm(qk))
         rotate_(qk, plan.factors)
-        plan.store(index, qkv[:, config.num_heads :])
-        hidden += self._o(plan.attend(index, self.window, qkv))
-        hidden += self._down(self._gated(self._post_norm(hidden)))
+        plan.store(index, qkv.narrow(1, config.num_heads, 2 * config.num_kv_heads))
+        hidden.add_(self._o(plan.attend(index, self.window, qkv)))
+        hidden.add_(self._down(self._gated(self._post_norm(hidden))))
         return hidden
 
 
 def rotate_(x: Tensor, factors: Tensor) -> None:
     """Rotate neighbouring pairs of the last dimension in place: x [T, heads, dim], factors complex [T, 1, dim/2]."""
     wide = x if x.dtype == torch.float32 else x.float()
-    pairs = torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2)).mul_(factors)
+    pairs = torch.view_as_complex(wide.view(x.shape[0], x.shape[1], -1, 2)).mul_(factors)
     if wide is not x:
-        x.copy_(torch.view_as_real(pairs).view(wide.shape))
+        x.copy_(torch.view_as_real(pairs).flatten(-2))
 
 
 class _Loader:

@@ -51,7 +51,8 @@ class Product:
         self.row_tile: int | None = None
         self.tiled = tiles_pay(dtype, device)
         width = padded(outputs) if self.tiled else outputs
-        shape = (width // TILE, inputs, TILE) if self.tiled else (width, inputs)
+        self._width, self._tiles, self._inputs = width, width // TILE, inputs
+        shape = (self._tiles, inputs, TILE) if self.tiled else (width, inputs)
         self.weight = torch.zeros(shape, dtype=dtype, device=device)
         self.bias = torch.zeros(width, dtype=dtype, device=device) if bias else None
 
@@ -91,16 +92,21 @@ class Product:
     def _product(self, x: Tensor) -> Tensor:
         if not self.tiled:
             return functional.linear(x, self.weight, self.bias)
-        tiles, inputs, _ = self.weight.shape
         rows = x.shape[0]
-        if rows >= ASSEMBLE_ROWS and not self.exact:
-            y = torch.mm(x, self.weight.transpose(0, 1).reshape(inputs, tiles * TILE))
+        if rows == 1:
+            y = torch.bmm(x.expand(self._tiles, 1, self._inputs), self.weight).view(1, self._width)
+        elif rows >= ASSEMBLE_ROWS and not self.exact:
+            y = torch.mm(x, self.weight.transpose(0, 1).reshape(self._inputs, self._width))
         else:
-            y = torch.bmm(x.expand(tiles, rows, inputs), self.weight)  # [tiles, M, 32]
-            y = y.view(1, tiles * TILE) if rows == 1 else y.transpose(0, 1).reshape(rows, tiles * TILE)
+            y = self._untile(torch.bmm(x.expand(self._tiles, rows, self._inputs), self.weight))
         if self.bias is not None:
             y.add_(self.bias)
-        return y if y.shape[1] == self.outputs else y[:, : self.outputs]
+        return y if self._width == self.outputs else y[:, : self.outputs]
+
+    @staticmethod
+    def _untile(y: Tensor) -> Tensor:
+        """[tiles, M, 32] -> [M, tiles * 32]."""
+        return y.transpose(0, 1).reshape(y.shape[1], -1)
 
 
 class GatedProduct(Product):
@@ -118,13 +124,11 @@ class GatedProduct(Product):
     def _product(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
         if not self.tiled or self.bias is not None or (rows >= ASSEMBLE_ROWS and not self.exact):
-            gate, up = torch.split(super()._product(x), self.half, dim=1)
+            gate, up = super()._product(x).chunk(2, dim=1)
             return silu_(gate.contiguous() if self.exact else gate, self.exact).mul_(up)
-        tiles, inputs, _ = self.weight.shape
-        both = torch.bmm(x.expand(tiles, rows, inputs), self.weight)  # [tiles, M, 32], gate's tiles first
-        gate, up = torch.split(both, tiles // 2)
+        gate, up = torch.bmm(x.expand(self._tiles, rows, self._inputs), self.weight).chunk(2)  # gate's tiles come first
         y = silu_(gate, self.exact).mul_(up)
-        return y.view(1, self.half) if rows == 1 else y.transpose(0, 1).reshape(rows, self.half)
+        return y.view(1, self.half) if rows == 1 else self._untile(y)
 
 
 def silu_(x: Tensor, exact: bool) -> Tensor:
