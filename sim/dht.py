@@ -84,9 +84,9 @@ class SimDht:
         return True
 
     async def get(self, host: SimNetwork, key: str) -> bytes | None:
-        """The newest value of the nearest members."""
+        """The newest value of the nearest members, and of ourselves."""
         best: bytes | None = None
-        for holder in await self._holders(host, key):
+        for holder in (*await self._holders(host, key), host):
             value = self._values.get(holder.name, {}).get(key)
             if value is not None and (best is None or newer(value, best)):
                 best = value
@@ -99,9 +99,9 @@ class SimDht:
             self._providers.setdefault(holder.name, {}).setdefault(key, {})[host.me] = host.addrs
 
     async def find(self, host: SimNetwork, key: str, limit: int) -> tuple[PeerId, ...]:
-        """Providers that the nearest members know, each once."""
+        """Providers that the nearest members know, each once, and we ourselves."""
         found: dict[PeerId, tuple[str, ...]] = {}
-        for holder in await self._holders(host, key):
+        for holder in (*await self._holders(host, key), host):
             found.update(self._providers.get(holder.name, {}).get(key, {}))
         found.pop(host.me, None)
         for peer, addrs in list(found.items())[:limit]:

@@ -196,7 +196,14 @@ def test_only_the_canonical_form_is_accepted():
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_blocks": 3}, {"ttl_ms": 1}, {"name": "a\nb"}, {"addrs": ("nowhere",)}, {"sequence": 0}, {"name": "x" * 9000}],
+    [
+        {"num_blocks": 3},
+        {"ttl_ms": 1},
+        {"name": "a\nb"},
+        {"addrs": ("nowhere",)},
+        {"sequence": 0},
+        {"name": "x" * 9000},
+    ],
 )
 def test_our_own_mistakes_are_told_before_signing(change):
     with pytest.raises(ValueError, match="cannot announce"):

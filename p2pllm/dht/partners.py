@@ -1,0 +1,140 @@
+"""Whom to ask and whom to tell: a few steady partners, chance for the rest.
+
+Invariants: pure, ``now`` and ``rng`` are arguments. Partners are few and steady because a cursor into a member's log is
+worth something only when one comes back to it; one is exchanged from time to time, so that no clique forms. Members
+that fail or lie are left alone for a while, longer each time. Everything is bounded.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from random import Random
+
+from p2pllm.dht.view import SwarmView
+from p2pllm.types import PeerId
+
+PARTNERS = 3
+ROUNDS_PER_EXCHANGE = 12
+"""After so many rounds one partner makes room for somebody else."""
+TRIES_MAX = 6
+MET_MAX = 256
+FAILED_MAX = 4096
+FAIL_PAUSE_S, FAIL_PAUSE_MAX_S = 5.0, 300.0
+LIE_PAUSE_S = 1800.0
+LIE_COUNT = 10
+"""A lie weighs like so many failures in a row."""
+
+
+class Partners:
+    """Members that one node talks with."""
+
+    def __init__(self, me: PeerId, rng: Random, remembered: Sequence[tuple[PeerId, Sequence[str]]] = ()) -> None:
+        self._me = me
+        self._rng = rng
+        self._remembered = tuple((peer, tuple(addrs)) for peer, addrs in remembered[:MET_MAX] if peer != me)
+        self._partners: list[PeerId] = []
+        self._met: OrderedDict[PeerId, None] = OrderedDict()
+        self._answering: OrderedDict[PeerId, None] = OrderedDict()
+        self._failed: OrderedDict[PeerId, tuple[int, float]] = OrderedDict()
+        self._round = 0
+
+    def remembered(self) -> tuple[tuple[PeerId, tuple[str, ...]], ...]:
+        """Members of last time, with their addresses."""
+        return self._remembered
+
+    # -- what happened
+
+    def met(self, peer: PeerId) -> None:
+        """A peer connected: perhaps a member."""
+        if self._failed.get(peer, (0, 0.0))[0] < LIE_COUNT:
+            self._failed.pop(peer, None)
+        _remember(self._met, peer)
+
+    def answered(self, peer: PeerId) -> None:
+        """It is a member."""
+        self._failed.pop(peer, None)
+        _remember(self._answering, peer)
+        if peer not in self._partners and len(self._partners) < PARTNERS:
+            self._partners.append(peer)
+
+    def failed(self, peer: PeerId, now: float) -> None:
+        """It did not answer."""
+        count = min(self._failed.pop(peer, (0, 0.0))[0] + 1, LIE_COUNT - 1)
+        self._rest(peer, count, now + min(FAIL_PAUSE_S * 2 ** (count - 1), FAIL_PAUSE_MAX_S))
+
+    def lied(self, peer: PeerId, now: float) -> None:
+        """It handed on something forged."""
+        self._rest(peer, LIE_COUNT, now + LIE_PAUSE_S)
+
+    def forgive(self) -> None:
+        """It was we who were cut off: failures say nothing. Lies stay."""
+        self._failed = OrderedDict((peer, entry) for peer, entry in self._failed.items() if entry[0] >= LIE_COUNT)
+
+    def _rest(self, peer: PeerId, count: int, until: float) -> None:
+        self._answering.pop(peer, None)
+        if peer in self._partners:
+            self._partners.remove(peer)
+        self._failed[peer] = (count, until)
+        if len(self._failed) > FAILED_MAX:
+            self._failed.popitem(last=False)
+
+    # -- whom to talk to
+
+    def answering(self) -> tuple[PeerId, ...]:
+        """Members that answered, the latest first."""
+        return tuple(reversed(self._answering))
+
+    def next_round(self, view: SwarmView, now: float) -> list[PeerId]:
+        """Whom to ask this time, in this order, until one answers."""
+        self._round += 1
+        if self._round % ROUNDS_PER_EXCHANGE == 0 and len(self._partners) == PARTNERS:
+            self._partners.pop(0)
+        if self._partners:
+            turn = self._round % len(self._partners)
+            steady = self._partners[turn:] + self._partners[:turn]
+        else:
+            steady = []
+        others = [peer for peer in self._candidates(view, now) if peer not in self._partners]
+        order = [*others[:1], *steady, *others[1:]] if len(self._partners) < PARTNERS else [*steady, *others]
+        return order[:TRIES_MAX]
+
+    def stranger(self, view: SwarmView, now: float) -> PeerId | None:
+        """A server whose record we have, and whom nobody here ever reached."""
+        strangers = [ann.peer for ann in view.peers() if not view.reached(ann.peer) and self._fine(ann.peer, now)]
+        return self._rng.choice(strangers) if strangers else None
+
+    def choose(self, view: SwarmView, count: int, now: float) -> list[PeerId]:
+        """Whom to tell news: chance servers, and always somebody who is none (bootstrap nodes have no record)."""
+        order = self._candidates(view, now)
+        servers = {ann.peer for ann in view.peers()}
+        member = next((peer for peer in order if peer not in servers), None)
+        chosen = order[:count]
+        if member is not None and member not in chosen:
+            chosen[-1] = member
+        return chosen
+
+    def _candidates(self, view: SwarmView, now: float) -> list[PeerId]:
+        """Everybody worth talking to, in the order of promise, each group shuffled."""
+        servers = [ann.peer for ann in view.peers()]
+        groups = (
+            [peer for peer in servers if view.reached(peer)],
+            [*self._answering, *(peer for peer in self._met if peer not in self._answering)],
+            [peer for peer in servers if not view.reached(peer)],
+            [peer for peer, _ in self._remembered],
+        )
+        order: dict[PeerId, None] = {}
+        for group in groups:
+            fine = [peer for peer in group if self._fine(peer, now)]
+            order.update(dict.fromkeys(self._rng.sample(fine, len(fine))))
+        return list(order)
+
+    def _fine(self, peer: PeerId, now: float) -> bool:
+        return peer != self._me and self._failed.get(peer, (0, 0.0))[1] <= now
+
+
+def _remember(peers: OrderedDict[PeerId, None], peer: PeerId) -> None:
+    peers[peer] = None
+    peers.move_to_end(peer)
+    if len(peers) > MET_MAX:
+        peers.popitem(last=False)

@@ -1,0 +1,50 @@
+"""Swarm time: what most clocks say, so that one wrong clock, ours or another's, does no harm.
+
+Invariants: pure; bounded; each peer has one vote, whatever it sends. Peers that were reached outvote strangers, since
+anybody can mint strangers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from statistics import median
+
+from p2pllm.types import PeerId
+
+PEERS_MAX = 256
+QUORUM = 3
+"""So many reached peers decide among themselves."""
+
+
+class SwarmTime:
+    """How far the swarm's wall clocks are from ours, in seconds; positive when ours is slow."""
+
+    def __init__(self) -> None:
+        self._met: OrderedDict[PeerId, float] = OrderedDict()
+        self._strangers: OrderedDict[PeerId, float] = OrderedDict()
+        self._offset: float | None = 0.0
+
+    def note(self, peer: PeerId, offset_s: float, reached: bool) -> None:
+        """A record of ``peer`` says that its clock is ahead of ours by so much."""
+        votes, others = (self._met, self._strangers) if reached else (self._strangers, self._met)
+        others.pop(peer, None)
+        votes[peer] = offset_s
+        votes.move_to_end(peer)
+        if len(votes) > PEERS_MAX:
+            votes.popitem(last=False)
+        self._offset = None
+
+    def mark_reached(self, peer: PeerId) -> None:
+        """From now on the vote of ``peer`` counts as that of somebody we know."""
+        if peer in self._strangers:
+            self.note(peer, self._strangers[peer], True)
+
+    def offset_s(self) -> float:
+        """The median offset; our own clock has a vote too."""
+        if self._offset is None:
+            votes: Iterable[float] = self._met.values()
+            if len(self._met) < QUORUM:
+                votes = (*self._met.values(), *self._strangers.values())
+            self._offset = median((0.0, *votes))
+        return self._offset
