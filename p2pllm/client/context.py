@@ -16,7 +16,7 @@ import trio
 
 from p2pllm.client.link import Links
 from p2pllm.client.peers import Peers
-from p2pllm.client.planner import Planner
+from p2pllm.client.planner import ModelView, Planner
 from p2pllm.client.route import Hop, name_blocks
 from p2pllm.config import Config
 from p2pllm.errors import (
@@ -34,7 +34,7 @@ from p2pllm.errors import (
 from p2pllm.model.config import ModelConfig
 from p2pllm.model.ends import Ends
 from p2pllm.ports import Ports
-from p2pllm.types import Cost, ModelId, Span, WorkKind
+from p2pllm.types import Cost, ModelId, PeerId, Span, WorkKind
 from p2pllm.wire.tensor import CODECS
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class Context:
     shape: ModelConfig
     ends: Ends
     dtype: torch.dtype
+    view: ModelView
     planner: Planner
     peers: Peers
     links: Links
@@ -103,6 +104,10 @@ class Context:
         """Run a pass of the client's own ends over ``tokens`` tokens."""
         result, _ = await self.ports.compute.run(work, Cost(WorkKind.CLIENT, tokens=tokens))
         return result
+
+    def reached(self, peer: PeerId) -> None:
+        """A server took our request: its record deserves to be kept."""
+        self.view.mark_reached(peer)
 
     def lost(self, hop: Hop, cause: P2PLLMError) -> HopLost:
         """Write a hop's failure down; returns the error that tells of it."""

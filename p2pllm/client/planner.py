@@ -11,8 +11,9 @@ other, so one block takes 1 / (throughput x blocks) seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import trio
 
@@ -22,7 +23,7 @@ from p2pllm.config import ClientConfig
 from p2pllm.dht.record import Announcement
 from p2pllm.errors import CoverageError
 from p2pllm.ports import Ports
-from p2pllm.types import ServerState, Span
+from p2pllm.types import PeerId, ServerState, Span
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ UNKNOWN_BLOCK_S = 0.01
 """A block's time at a server that announces no throughput."""
 POLL_S = 0.2
 """How often the view is looked at again while a gap is waited for."""
+REFRESH_S = 2.0
+"""How long asking around may take before the view is looked at in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +52,30 @@ class Wish:
     exact: bool = False
 
 
-class Planner:
-    """Chooses chains; ``servers`` returns the current announcements of the model."""
+class ModelView(Protocol):
+    """What a client wants of the directory, for its model."""
 
-    def __init__(
-        self, config: ClientConfig, ports: Ports, peers: Peers, servers: Callable[[], Sequence[Announcement]]
-    ) -> None:
+    def servers(self) -> Sequence[Announcement]:
+        """Current announcements."""
+        ...
+
+    def mark_reached(self, peer: PeerId) -> None:
+        """Say that ``peer`` was reached, so that its record is worth keeping and spreading."""
+        ...
+
+    async def refresh(self) -> None:
+        """Ask around now; returns when the view is as fresh as it can be."""
+        ...
+
+
+class Planner:
+    """Chooses chains among the servers of ``view``."""
+
+    def __init__(self, config: ClientConfig, ports: Ports, peers: Peers, view: ModelView) -> None:
         self._config = config
         self._ports = ports
         self._peers = peers
-        self._servers = servers
+        self._view = view
 
     def plan(self, wish: Wish) -> Plan:
         """The cheapest chain now; its servers' addresses are made known to the network.
@@ -67,7 +84,7 @@ class Planner:
             CoverageError: nobody usable serves some of the blocks.
         """
         now = trio.current_time()
-        usable = [s for s in self._servers() if self._usable(s, wish)]
+        usable = [s for s in self._view.servers() if self._usable(s, wish)]
         free = [s for s in usable if not self._peers.banned(s.peer, now)]
         self._ports.rng.shuffle(free)  # equal servers share the load
         try:
@@ -101,7 +118,9 @@ class Planner:
                 if not told and now - began >= self._config.gap_grace_s:
                     told = True
                     log.warning("%s; waiting up to %.0f s more", gap, deadline - now)
-                await trio.sleep(min(POLL_S, deadline - now))
+                with trio.move_on_at(min(deadline, now + REFRESH_S)):
+                    await self._view.refresh()
+                await trio.sleep(min(POLL_S, max(0.0, deadline - trio.current_time())))
             else:
                 await trio.lowlevel.checkpoint()
                 return plan

@@ -168,6 +168,8 @@ class Session:
                 await hop.open()
             except HOP_ERRORS as exc:
                 losses.append(self._context.lost(hop.hop, exc))
+            else:
+                self._context.reached(hop.peer_id)
 
         async with trio.open_nursery() as nursery:
             for hop in hops:

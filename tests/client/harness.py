@@ -21,12 +21,13 @@ from p2pllm.model.span import Segment, SpanModel
 from p2pllm.ports import Ports
 from p2pllm.server.backend import SpanBackend
 from p2pllm.server.engine import Engine
+from p2pllm.server.forwards import Forwards
 from p2pllm.server.kvcache import KVCache
 from p2pllm.server.offer import Offer
 from p2pllm.server.room import CacheRoom
 from p2pllm.server.sessions import Sessions
 from p2pllm.types import ModelId, Numerics, PeerId, ServerState, Span
-from p2pllm.wire import SESSION
+from p2pllm.wire import FORWARD, SESSION
 from sim.compute import SimCompute, flat_cost
 from sim.network import SimWorld
 from sim.ports import sim_ports
@@ -106,13 +107,17 @@ class Swarm:
     world: SimWorld
     reference: Reference
     config: Config
-    servers: list[Server] = field(default_factory=list)
+    members: list[Server] = field(default_factory=list)
+    reached: set[PeerId] = field(default_factory=set)
 
-    def announcements(self) -> list[Announcement]:
-        return [server.announcement for server in self.servers]
+    def servers(self) -> list[Announcement]:
+        return [server.announcement for server in self.members]
 
-    def by_peer(self, peer: PeerId) -> Server:
-        return next(server for server in self.servers if server.peer == peer)
+    def mark_reached(self, peer: PeerId) -> None:
+        self.reached.add(peer)
+
+    async def refresh(self) -> None:
+        await trio.sleep(0.1)
 
     def add_server(self, name: str, span: Span, config: Config | None = None, **announced: object) -> Server:
         config = config or self.config
@@ -124,6 +129,7 @@ class Swarm:
         offer = Offer(MODEL, span, 32, 256, EXACT, config.server.forward_tokens_max)
         sessions = Sessions(offer, engine, room, config, self.world.nursery, lambda peer, send: None)
         network.serve(SESSION, sessions.handle)
+        network.serve(FORWARD, Forwards(offer, engine, config).handle)
         network.spawn(engine.serve)
         network.spawn(sessions.care)
         announcement = Announcement(
@@ -131,7 +137,7 @@ class Swarm:
             cache_tokens_free=arena.tokens, peer=network.me, addrs=network.addrs,
         )  # fmt: skip
         server = Server(name, network.me, replace(announcement, **announced), sessions, engine, room)
-        self.servers.append(server)
+        self.members.append(server)
         return server
 
     def context(self, config: Config | None = None, name: str = "client", ports: Ports | None = None) -> Context:
@@ -139,16 +145,9 @@ class Swarm:
         ports = ports or sim_ports(self.world, name, compute=SimCompute(flat_cost(0.001)))
         peers = Peers(config.client)
         return Context(
-            ports,
-            config,
-            MODEL,
-            self.reference.config,
-            self.reference.ends,
-            torch.float32,
-            Planner(config.client, ports, peers, self.announcements),
-            peers,
-            Links(ports.network, config),
-        )
+            ports, config, MODEL, self.reference.config, self.reference.ends, torch.float32, self,
+            Planner(config.client, ports, peers, self), peers, Links(ports.network, config),
+        )  # fmt: skip
 
 
 _reference: list[Reference] = []

@@ -49,9 +49,22 @@ class Net:
         self.learned[peer] = addrs
 
 
+class View:
+    def __init__(self, servers):
+        self.known = servers
+
+    def servers(self):
+        return self.known
+
+    def mark_reached(self, peer): ...
+
+    async def refresh(self):
+        await trio.lowlevel.checkpoint()
+
+
 def planner(servers, config=CONFIG, net=None, peers=None, seed=0):
     ports = SimpleNamespace(network=net or Net(), rng=random.Random(seed))
-    return Planner(config, ports, peers or Peers(config), lambda: servers)
+    return Planner(config, ports, peers or Peers(config), View(servers))
 
 
 def chosen(plan):

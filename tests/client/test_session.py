@@ -36,7 +36,7 @@ async def test_logits_equal_those_of_the_model_in_one_piece():
             assert [(hop.span.start, hop.span.end) for hop in session.route] == [(0, 3), (3, 6)]
             assert session.exact
             assert session.recoveries == 0
-        assert all(len(server.sessions) == 0 for server in swarm.servers)
+        assert all(len(server.sessions) == 0 for server in swarm.members)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 100])
@@ -117,10 +117,11 @@ async def run_ids(context, session, texts, tail):
     async def sink(chunk, packed):
         hidden = unpack(packed, torch.float32)
         for row, piece in enumerate(wanted_slices(chunk)):
-            outputs[row].append(context.ends.head(hidden[piece]))
+            if piece.start < piece.stop:
+                outputs[row].append(context.ends.head(hidden[piece]))
 
     await session.run(counts, source, sink, tail=tail)
-    return [torch.cat(row) for row in outputs]
+    return [torch.cat(row) if row else None for row in outputs]
 
 
 async def test_int8_travels_through_the_same_codec_points_wherever_servers_are_cut():
@@ -145,19 +146,21 @@ async def test_a_killed_server_is_named_with_its_blocks():
             with pytest.raises(HopLost, match=r"server 12D3Koo\w+ \(blocks 3-5\) was lost") as caught:
                 await session.step(ids([1]))
             assert caught.value.hop == session.route[1]
-            assert context.peers.banned(swarm.servers[1].peer, trio.current_time())
-            assert not context.peers.banned(swarm.servers[0].peer, trio.current_time())
+            assert context.peers.banned(swarm.members[1].peer, trio.current_time())
+            assert not context.peers.banned(swarm.members[0].peer, trio.current_time())
             with pytest.raises(SwarmError, match="this session has ended: server"):
                 await session.step(ids([1]))
-        assert len(swarm.servers[0].sessions) == 0
+        assert len(swarm.members[0].sessions) == 0
 
 
 async def test_a_server_that_is_lost_in_the_middle_of_a_long_prefill():
-    async with open_swarm((0, 3), (3, 6)) as swarm:
-        async with Session(swarm.context(client(prefill_chunk_tokens=2)), max_length=128, rows=1) as session:
-            swarm.world.nursery.start_soon(kill_later, swarm.world, "s1", 0.15)
-            with pytest.raises(HopLost, match="blocks 3-5"):
-                await session.step(ids(IDS * 4))
+    async with (
+        open_swarm((0, 3), (3, 6)) as swarm,
+        Session(swarm.context(client(prefill_chunk_tokens=2)), max_length=128, rows=1) as session,
+    ):
+        swarm.world.nursery.start_soon(kill_later, swarm.world, "s1", 0.15)
+        with pytest.raises(HopLost, match="blocks 3-5"):
+            await session.step(ids(IDS * 4))
 
 
 async def kill_later(world, name, seconds):
@@ -166,14 +169,16 @@ async def kill_later(world, name, seconds):
 
 
 async def test_a_hung_server_is_noticed_at_the_deadline():
-    async with open_swarm((0, 6)) as swarm:
-        async with Session(swarm.context(client(step_timeout_s=2.0)), max_length=64) as session:
-            await session.step(ids(IDS))
-            swarm.world.hang("s0")
-            began = trio.current_time()
-            with pytest.raises(HopLost, match=r"was lost: no answer within"):
-                await session.step(ids([1]))
-            assert trio.current_time() - began == pytest.approx(2.0, abs=0.1)
+    async with (
+        open_swarm((0, 6)) as swarm,
+        Session(swarm.context(client(step_timeout_s=2.0)), max_length=64) as session,
+    ):
+        await session.step(ids(IDS))
+        swarm.world.hang("s0")
+        began = trio.current_time()
+        with pytest.raises(HopLost, match=r"was lost: no answer within"):
+            await session.step(ids([1]))
+        assert trio.current_time() - began == pytest.approx(2.0, abs=0.1)
 
 
 async def test_a_broken_stream_is_replaced_and_the_session_goes_on():
@@ -181,17 +186,17 @@ async def test_a_broken_stream_is_replaced_and_the_session_goes_on():
         context = swarm.context()
         async with Session(context, max_length=64) as session:
             await session.step(ids(IDS))
-            await context.ports.network.close_peer(swarm.servers[1].peer)
+            await context.ports.network.close_peer(swarm.members[1].peer)
             logits = await session.step(ids([1]))
             assert torch.equal(logits[0], swarm.reference.logits([*IDS, 1])[-1:])
-            swarm.world.nursery.start_soon(cut_later, context, swarm.servers[0].peer, 0.03)
+            swarm.world.nursery.start_soon(cut_later, context, swarm.members[0].peer, 0.03)
             logits = await session.step(ids([2]))
             assert torch.equal(logits[0], swarm.reference.logits([*IDS, 1, 2])[-1:])
-            swarm.world.nursery.start_soon(cut_later, context, swarm.servers[0].peer, 0.06)
+            swarm.world.nursery.start_soon(cut_later, context, swarm.members[0].peer, 0.06)
             logits = await session.step(ids(IDS * 2))  # many steps are under way
             assert torch.equal(logits[0], swarm.reference.logits([*IDS, 1, 2, *IDS, *IDS])[-2 * len(IDS) :])
             assert session.recoveries == 3
-            assert not any(context.peers.banned(server.peer, trio.current_time()) for server in swarm.servers)
+            assert not any(context.peers.banned(server.peer, trio.current_time()) for server in swarm.members)
 
 
 async def cut_later(context, peer, seconds):
@@ -207,7 +212,7 @@ async def test_cancelled_steps_leave_no_cache_behind():
                 await session.step(ids([1]))
             with pytest.raises(SwarmError, match="interrupted"):
                 await session.step(ids([1]))
-        assert [len(server.sessions) for server in swarm.servers] == [0, 0]
+        assert [len(server.sessions) for server in swarm.members] == [0, 0]
 
 
 # -- opening ----------------------------------------------------------------------------------------------------------
@@ -217,11 +222,11 @@ async def test_a_dead_server_is_replaced_before_anything_is_lost():
     async with open_swarm((0, 6), (0, 6)) as swarm:
         swarm.world.kill("s0")
         context = swarm.context()
-        swarm.servers[0].announcement = replace(swarm.servers[0].announcement, throughput=Throughput(inference=900.0))
+        swarm.members[0].announcement = replace(swarm.members[0].announcement, throughput=Throughput(inference=900.0))
         async with Session(context, max_length=64, rows=1) as session:
-            assert session.route[0].peer_id == swarm.servers[1].peer
+            assert session.route[0].peer_id == swarm.members[1].peer
             assert session.recoveries == 1
-        assert context.peers.banned(swarm.servers[0].peer, trio.current_time())
+        assert context.peers.banned(swarm.members[0].peer, trio.current_time())
 
 
 async def test_a_full_server_is_left_for_another_one():
@@ -238,12 +243,12 @@ async def test_a_full_server_is_left_for_another_one():
 
 async def test_a_server_that_no_longer_has_the_span_is_not_banned_for_long():
     async with open_swarm((0, 3), (3, 6)) as swarm:
-        swarm.servers[1].announcement = replace(swarm.servers[1].announcement, span=Span(2, 6))
-        swarm.servers[0].announcement = replace(swarm.servers[0].announcement, span=Span(0, 2))
+        swarm.members[1].announcement = replace(swarm.members[1].announcement, span=Span(2, 6))
+        swarm.members[0].announcement = replace(swarm.members[0].announcement, span=Span(0, 2))
         with pytest.raises(HopLost, match=r"blocks 2-5\) does not have .* holds blocks 3:6"):
             async with Session(swarm.context(client(patience_s=3.0)), max_length=64, rows=1):
                 pass
-        assert swarm.servers[0].room.cache.tokens_free == 4096
+        assert swarm.members[0].room.cache.tokens_free == 4096
 
 
 async def test_gaps_are_waited_for_and_then_named():
@@ -265,9 +270,9 @@ async def join_later(swarm, seconds):
 
 async def test_draining_servers_take_no_new_session():
     async with open_swarm((0, 6), (0, 6)) as swarm:
-        swarm.servers[0].announcement = replace(swarm.servers[0].announcement, state=ServerState.DRAINING)
+        swarm.members[0].announcement = replace(swarm.members[0].announcement, state=ServerState.DRAINING)
         async with Session(swarm.context(), max_length=64, rows=1) as session:
-            assert session.route[0].peer_id == swarm.servers[1].peer
+            assert session.route[0].peer_id == swarm.members[1].peer
 
 
 async def test_the_next_session_needs_no_new_stream():
@@ -287,7 +292,7 @@ async def test_a_kept_stream_that_died_is_replaced_by_a_fresh_one():
         context = swarm.context()
         async with Session(context, max_length=64, rows=1):
             pass
-        await context.ports.network.close_peer(swarm.servers[0].peer)
+        await context.ports.network.close_peer(swarm.members[0].peer)
         await trio.sleep(1.0)
         async with Session(context, max_length=64, rows=1) as session:
             await session.step(ids(IDS))

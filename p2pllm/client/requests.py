@@ -1,0 +1,144 @@
+"""Forward requests to one server, several under way on one stream, matched to their answers by id.
+
+Invariants: a request ends with its answer, a fault of its own, or with the stream. The deadline is one of progress: it
+runs from the last answer (or the last request that went out whole), so a long line of requests may take its time as
+long as answers keep coming. Every answer is checked against what was asked.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import trio
+
+from p2pllm.client.edge import Packed
+from p2pllm.client.link import Link
+from p2pllm.config import WireLimits
+from p2pllm.errors import (
+    ClientFault,
+    Overloaded,
+    P2PLLMError,
+    PeerLost,
+    RemoteFault,
+    RemoteProtocolError,
+    ServerFault,
+    SessionGone,
+)
+from p2pllm.types import ModelId, Span
+from p2pllm.wire.frame import Payload
+from p2pllm.wire.messages import Fault, FaultKind, Forward, Forwarded, Message
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    asked: Forward
+    done: trio.Event = field(default_factory=trio.Event)
+    answer: Packed | None = None
+    error: P2PLLMError | None = None
+    sent: bool = False
+
+
+class ForwardRequests:
+    """Forwards over ``link``; ``serve`` has to run beside those who ``ask``."""
+
+    def __init__(self, link: Link, model: ModelId, limits: WireLimits, timeout_s: float) -> None:
+        self.link = link
+        self._model = model
+        self._limits = limits
+        self._timeout_s = timeout_s
+        self._requests: dict[int, _Request] = {}
+        self._next = 0
+        self._sending = trio.Lock()
+        self._work = trio.Event()
+        self._over: P2PLLMError | None = None
+
+    async def ask(
+        self, span: Span, counts: tuple[int, ...], packed: Packed, codec: str, points: tuple[int, ...]
+    ) -> Packed:
+        """Whole sequences of ``counts`` tokens through ``span`` of the server's blocks.
+
+        Raises:
+            PeerLost, RemoteProtocolError, RemoteFault: the server failed, or refused.
+        """
+        if self._over is not None:
+            raise self._over
+        request = _Request(Forward(self._next, self._model, span, counts, codec, packed.tensor, codec_points=points))
+        self._next += 1
+        self._requests[request.asked.request] = request
+        try:
+            async with self._sending:
+                await self.link.send(request.asked, packed.payload)
+            request.sent = True
+            self._work.set()
+            await request.done.wait()
+        except PeerLost as exc:
+            self._end(exc)
+            raise
+        finally:
+            self._requests.pop(request.asked.request, None)
+        if request.error is not None:
+            raise request.error
+        assert request.answer is not None
+        return request.answer
+
+    async def serve(self) -> None:
+        """Take answers until the stream fails; for ever otherwise."""
+        while self._over is None:
+            if not any(request.sent for request in self._requests.values()):
+                self._work = trio.Event()
+                await self._work.wait()
+                continue
+            try:
+                self._take(*await self.link.receive(self._timeout_s))
+            except (PeerLost, RemoteProtocolError) as exc:
+                self._end(exc)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the link may go back to its pool."""
+        return self._over is None and not self._requests
+
+    def _end(self, error: P2PLLMError) -> None:
+        self._over = self._over or error
+        self.link.abort()
+        self._work.set()
+        for request in self._requests.values():
+            if not request.done.is_set():
+                request.error = request.error or error
+                request.done.set()
+
+    def _take(self, message: Message, payload: Payload) -> None:
+        match message:
+            case Forwarded():
+                request = self._asked(message.request)
+                tensor = message.tensor
+                if tensor.shape != request.asked.tensor.shape or tensor.codec != request.asked.activations:
+                    raise RemoteProtocolError(f"forward answered with {tensor.codec} {list(tensor.shape)}")
+                request.answer = Packed(tensor, payload)
+            case Fault():
+                request = self._asked(message.step)
+                request.error = _error_of(message, self._limits)
+            case _:
+                raise RemoteProtocolError(f"{type(message).__name__} as an answer to a forward")
+        del self._requests[request.asked.request]
+        request.done.set()
+
+    def _asked(self, number: int) -> _Request:
+        request = self._requests.get(number)
+        if request is None:
+            raise RemoteProtocolError(f"answer to forward {number}, which is not under way")
+        return request
+
+
+def _error_of(fault: Fault, limits: WireLimits) -> RemoteFault:
+    match fault.kind:
+        case FaultKind.CLIENT:
+            return ClientFault(fault.reason)
+        case FaultKind.BUSY:
+            wait_s = fault.retry_after_s if math.isfinite(fault.retry_after_s) else limits.retry_after_s_max
+            return Overloaded(fault.reason, min(max(0.0, wait_s), limits.retry_after_s_max))
+        case FaultKind.GONE:
+            return SessionGone(fault.reason)
+        case FaultKind.INTERNAL:
+            return ServerFault(fault.reason)
