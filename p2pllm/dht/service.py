@@ -88,6 +88,7 @@ class Directory:
         self._ask_now = trio.Event()
         self._gossip_now = trio.Event()
         self._asked = trio.Event()
+        self._joined = trio.Event()
         self._found_at = -math.inf
 
     # -- for everybody
@@ -109,6 +110,7 @@ class Directory:
             async for event in events:
                 if event.connected:
                     self._partners.met(event.peer)
+                    self._joined.set()
                     if self.lonely:
                         self._ask_now.set()
 
@@ -176,6 +178,7 @@ class Directory:
                 pause = self._config.announce_interval_s
                 continue
             await self._renew()
+            await self._joined.wait()
             async with trio.open_nursery() as nursery:
                 for peer in self._choose(ANNOUNCE_FANOUT):
                     nursery.start_soon(self._offer, peer, self._mine())
@@ -191,6 +194,7 @@ class Directory:
 
     async def _join(self) -> None:
         await self._ports.network.bootstrap()
+        self._joined.set()
         self._ask_now.set()
 
     async def _ask_loop(self) -> None:

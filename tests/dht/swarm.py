@@ -1,4 +1,4 @@
-"""What the tests of this folder share: announcements, signed by keys of their own, and directories on simulated hosts."""
+"""What the tests of this folder share: signed announcements, and directories on simulated hosts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from sim.network import EPOCH_S, SimWorld
 from sim.ports import sim_ports
 
 MODEL = ModelId("model-a")
+SPAN = Span(0, 4)
 NUMERICS = Numerics("float32", "none", "torch", "avx2", False)
 
 
-def announcement(span: Span = Span(0, 4), **fields: Any) -> Announcement:
+def announcement(span: Span = SPAN, **fields: Any) -> Announcement:
     base = Announcement(MODEL, span, 8, ServerState.ONLINE, NUMERICS)
     return replace(base, **fields)
 
@@ -71,7 +72,7 @@ class Node:
     def view(self):
         return self.directory.view
 
-    def serve(self, span: Span = Span(0, 4), **fields: Any) -> Node:
+    def serve(self, span: Span = SPAN, **fields: Any) -> Node:
         self.directory.announce(announcement(span, **fields))
         return self
 
