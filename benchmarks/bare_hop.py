@@ -17,7 +17,6 @@ import trio
 from p2pllm.local.compute import open_compute
 from p2pllm.local.storage import DiskStorage
 from p2pllm.model.checkpoint import Checkpoint
-from p2pllm.model.config import block_tensors
 from p2pllm.model.kv import KVArena
 from p2pllm.model.source import FolderSource
 from p2pllm.model.span import Segment, SpanModel
@@ -32,11 +31,7 @@ CACHE_TOKENS = 4096
 def load_span(folder: str, span: Span) -> SpanModel:
     """Blocks of a local checkpoint, fp32, on this thread."""
     checkpoint = Checkpoint(FolderSource(folder, DiskStorage()))
-    named = {}
-    for block, tensors in checkpoint.load_span(span, torch.float32):
-        specs = block_tensors(checkpoint.config, block)
-        named |= {specs[local].name: value for local, value in tensors.items()}
-    return SpanModel.load(checkpoint.config, span, named)
+    return SpanModel.load(checkpoint.config, span, checkpoint.span_tensors(span, torch.float32))
 
 
 def compute_step(model: SpanModel, arena: KVArena, step: Step, payload: bytes) -> tuple[Answer, bytes | memoryview]:
