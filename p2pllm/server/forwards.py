@@ -34,6 +34,8 @@ class Forwards:
         self._engine = engine
         self._config = config
         self._scopes: dict[Channel, trio.CancelScope] = {}
+        self._under_way = 0
+        self._idle = trio.Event()
         self.draining = False
 
     async def handle(self, stream: Stream) -> None:
@@ -52,6 +54,12 @@ class Forwards:
         finally:
             self._scopes.pop(channel, None)
             channel.abort()
+
+    async def drain(self) -> None:
+        """Take no new work, and wait for what is under way."""
+        self.draining = True
+        while self._under_way:
+            await self._idle.wait()
 
     def shut(self) -> None:
         """Give up all streams and their work."""
@@ -72,6 +80,7 @@ class Forwards:
             nursery.start_soon(self._forward, channel, message, payload, places)
 
     async def _forward(self, channel: Channel, asked: Forward, payload: Payload, places: trio.Semaphore) -> None:
+        self._under_way += 1
         try:
             error, task = self._task(channel.peer, asked, payload)
             if error is None:
@@ -86,6 +95,10 @@ class Forwards:
             await channel.flush()
         finally:
             places.release()
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+                self._idle = trio.Event()
 
     def _task(self, peer: PeerId, asked: Forward, payload: Payload) -> tuple[P2PLLMError | None, SpanTask]:
         task = SpanTask(

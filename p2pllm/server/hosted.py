@@ -17,12 +17,9 @@ from p2pllm.server.kvcache import Pages, Reservation, continue_rows
 from p2pllm.server.offer import inner_points
 from p2pllm.server.scheduler import kind_of_step
 from p2pllm.types import PeerId, SessionId
-from p2pllm.wire.messages import FaultKind, Message, Open
-from p2pllm.wire.session import Bind, End, Payload, Run, Send, ServerEvent, Withdraw
+from p2pllm.wire.messages import FaultKind, Message, Open, Step
+from p2pllm.wire.session import Bind, End, Payload, Run, Send, ServerEvent, ServerPhase, Withdraw
 from p2pllm.wire.session_server import ServerSession
-
-PostElsewhere = Callable[[PeerId, Send], None]
-"""Takes what goes to a peer that is neither the opener nor the one whose frame is being handled: pushed steps."""
 
 
 class Hosted:
@@ -35,7 +32,7 @@ class Hosted:
         reservation: Reservation,
         engine: Engine,
         *,
-        elsewhere: PostElsewhere,
+        push: Callable[[Hosted, Send], None],
         ended: Callable[[Hosted], None],
     ) -> None:
         self.automaton = automaton
@@ -46,7 +43,7 @@ class Hosted:
         self._open = open_
         self._points = inner_points(open_.codec_points, open_.span)
         self._engine = engine
-        self._elsewhere = elsewhere
+        self._push = push
         self._ended = ended
         self._running: dict[int, SpanTask] = {}
         """By step id."""
@@ -59,6 +56,10 @@ class Hosted:
     @property
     def opener(self) -> PeerId:
         return self.automaton.opener
+
+    @property
+    def over(self) -> bool:
+        return self.automaton.phase is ServerPhase.ENDED
 
     @property
     def busy(self) -> int:
@@ -111,15 +112,15 @@ class Hosted:
     # -- parts -----------------------------------------------------------------------------------------------------
 
     def _post(self, event: Send, via: Channel | None) -> None:
-        if event.to == self.opener:
+        if event.to == self.opener and not isinstance(event.message, Step):
             # Before the session is bound, and for its opener's frames on another stream, the answer goes back there.
             at_home = via is None or via.peer != self.opener or via is self.channel
             channel = self.channel if at_home else via
-        elif via is not None and via.peer == event.to:
-            channel = via
-        else:
-            self._elsewhere(event.to, event)
+        elif isinstance(event.message, Step):
+            self._push(self, event)
             return
+        else:
+            channel = via  # a word to whoever sent this frame
         if channel is not None:
             channel.post(event.message, event.payload, event.priority)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -21,12 +22,12 @@ from p2pllm.server.backend import SpanTask
 from p2pllm.server.channel import Channel
 from p2pllm.server.engine import Engine
 from p2pllm.server.faults import fault_of
-from p2pllm.server.hosted import Hosted, PostElsewhere
+from p2pllm.server.hosted import Hosted
 from p2pllm.server.offer import Offer
 from p2pllm.server.room import CacheRoom
 from p2pllm.types import PeerId, SessionId, WorkKind
 from p2pllm.wire.messages import Attach, Close, FaultKind, Message, Open, Rewire, Step
-from p2pllm.wire.session import Payload, no_session
+from p2pllm.wire.session import Payload, Send, no_session
 from p2pllm.wire.session_server import ServerSession
 
 log = logging.getLogger(__name__)
@@ -47,15 +48,20 @@ class Sessions:
     """Opens, finds and ends sessions; serves the session protocol."""
 
     def __init__(
-        self, offer: Offer, engine: Engine, room: CacheRoom, config: Config, nursery: trio.Nursery,
-        elsewhere: PostElsewhere,
-    ) -> None:  # fmt: skip
+        self,
+        offer: Offer,
+        engine: Engine,
+        room: CacheRoom,
+        config: Config,
+        nursery: trio.Nursery,
+        push: Callable[[Hosted, Send], None],
+    ) -> None:
         self._offer = offer
         self._engine = engine
         self._room = room
         self._config = config
         self._nursery = nursery
-        self._elsewhere = elsewhere
+        self._push = push
         self._sessions: dict[SessionId, Hosted] = {}
         self._opening: set[SessionId] = set()
         self._held: Counter[PeerId] = Counter()
@@ -204,7 +210,7 @@ class Sessions:
             asked, peer, hidden=self._offer.hidden, limits=self._config.wire,
             answer_bytes_max=server.answer_bytes_max, linger_s=server.linger_s,
         )  # fmt: skip
-        hosted = Hosted(asked, automaton, reservation, self._engine, elsewhere=self._elsewhere, ended=self._forget)
+        hosted = Hosted(asked, automaton, reservation, self._engine, push=self._push, ended=self._forget)
         hosted.used_s = trio.current_time()
         self._sessions[asked.session] = hosted
         conversation.bound[asked.session] = hosted
