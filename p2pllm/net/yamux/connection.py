@@ -209,6 +209,11 @@ class YamuxConnection(IMuxedConn):
         else:
             self._wake.set()
 
+    @property
+    def bulk_frame_bytes(self) -> int:
+        """How large a frame of bulk should be, so that a step behind it waits little."""
+        return self._pacer.frame_bytes
+
     def send_now(self, stream_id: int, body: memoryview, priority: Priority) -> bool:
         """Send one DATA frame without waiting; False when something else has to go first."""
         if self._rest is not None or self._outbox.before(priority) or self._lost is not None:
@@ -257,10 +262,7 @@ class YamuxConnection(IMuxedConn):
         if queued is None:
             return 0.0
         self._pacer.observe(trio.current_time(), self._sent, queued)
-        if queued == 0:
-            self._pacer.rest()
-            return 0.0
-        return self._pacer.hold_s(queued, size, self._link.min_rtt_s() or self.rtt())
+        return self._pacer.hold_s(queued, size, self._link.min_rtt_s() or self._heartbeat.min_rtt_s)
 
     async def _write(self) -> None:
         while True:

@@ -1,7 +1,7 @@
 """Is the peer still there? Pings at every interval; a peer from whom nothing came since one is lost.
 
-Invariants: any byte counts as life, not only the answer, so that a congested path is not taken for a dead one. A machine
-that slept reads what arrived meanwhile before it judges anybody.
+Invariants: any byte counts as life, not only the answer, so that a congested path is not taken for a dead one. What
+arrived while this machine slept is read before it judges anybody.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Heartbeat:
         self.heard_at = self._asked_at
         self.rtt_s = 0.0
         """Smoothed; 0.0 while unknown."""
+        self.min_rtt_s = 0.0
+        """The least ever: the path without queues."""
 
     def heard(self) -> None:
         """Something arrived."""
@@ -40,6 +42,7 @@ class Heartbeat:
         elif frame.flags & ACK and frame.length == self._number:
             sample = trio.current_time() - self._asked_at
             self.rtt_s = sample if self.rtt_s == 0.0 else 0.75 * self.rtt_s + 0.25 * sample
+            self.min_rtt_s = min(sample, self.min_rtt_s or sample)
 
     async def run(self) -> str:
         """Ping until the peer is silent; why the connection is over."""

@@ -65,16 +65,17 @@ class YamuxStream(IMuxedStream):
 
     async def send_all(self, data: Buffer, priority: Priority = Priority.STEP) -> None:
         """Send ``data`` whole, in frames of one record each; see the port for cancellation and errors."""
-        await trio.lowlevel.checkpoint_if_cancelled()
         if self._sending:
             raise LocalProtocolError("two tasks send on one stream")
         view = memoryview(data).cast("B")
         conn = self.conn
         self._sending = True
         try:
+            await trio.lowlevel.checkpoint_if_cancelled()
             while view:
                 self._check_sendable()
-                size = min(len(view), self.send_window, BODY_BYTES_MAX)
+                limit = BODY_BYTES_MAX if priority is Priority.STEP else min(BODY_BYTES_MAX, conn.bulk_frame_bytes)
+                size = min(len(view), self.send_window, limit)
                 if not size:
                     await self._wait_credit()
                     continue
@@ -95,7 +96,7 @@ class YamuxStream(IMuxedStream):
             await trio.lowlevel.checkpoint_if_cancelled()
             if self._buffer:
                 return self._take(max_bytes)
-            if self._error is not None:
+            if self._error is not None and not self.eof:
                 raise PeerLost(self._error)
             return b""
         if self._reader is not None:
