@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pllm.dht.record import newer, validate_dht
-from p2pllm.errors import PeerLost, RemoteProtocolError
+from p2pllm.errors import LocalProtocolError, PeerLost, RemoteProtocolError
 from p2pllm.types import PeerId
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 COPIES = 20
 """Kademlia's k."""
 LOOKUP_ROUND_TRIPS = 3
-VALUE_BYTES_MAX = 1 << 20
 
 
 class SimDht:
@@ -61,20 +60,18 @@ class SimDht:
         return list(found.values())
 
     async def put(self, host: SimNetwork, key: str, value: bytes) -> None:
-        """Store at the nearest members that accept it."""
-        if len(value) > VALUE_BYTES_MAX:
-            raise PeerLost(f"a value of {len(value)} bytes does not fit the DHT")
+        """Store here and at the nearest members that accept it."""
+        if not self.store(host, key, value):
+            raise LocalProtocolError(f"not a record for {key}, or a newer one is already out")
         self._world.note("put", host.name, key, value)
-        holders = await self._holders(host, key)
-        for holder in holders:
-            self.store(holder, key, value)
-        if not holders:
+        accepted = [self.store(holder, key, value) for holder in await self._holders(host, key)]
+        if not any(accepted):
             raise PeerLost("no other member of the DHT took the record")
 
     def store(self, holder: SimNetwork, key: str, value: bytes) -> bool:
         """What ``holder`` does with a value that it is asked to store."""
         try:
-            validate_dht(key, value)
+            validate_dht(key, value, self._world.wall_time(holder.name))
         except RemoteProtocolError:
             return False
         values = self._values.setdefault(holder.name, {})
@@ -84,18 +81,22 @@ class SimDht:
         return True
 
     async def get(self, host: SimNetwork, key: str) -> bytes | None:
-        """The newest value of the nearest members, and of ourselves."""
+        """The newest value of the nearest members; our own copy only if it is newer than theirs."""
+        holders = await self._holders(host, key)
+        values = [value for holder in holders if (value := self._values.get(holder.name, {}).get(key)) is not None]
+        mine = self._values.get(host.name, {}).get(key)
+        if values and mine is not None:
+            values.append(mine)
         best: bytes | None = None
-        for holder in (*await self._holders(host, key), host):
-            value = self._values.get(holder.name, {}).get(key)
-            if value is not None and (best is None or newer(value, best)):
+        for value in values:
+            if best is None or newer(value, best):
                 best = value
         return best
 
     async def provide(self, host: SimNetwork, key: str) -> None:
         """Leave our id and addresses with the nearest members."""
         self._world.note("provide", host.name, key, b"")
-        for holder in await self._holders(host, key):
+        for holder in (host, *await self._holders(host, key)):
             self._providers.setdefault(holder.name, {}).setdefault(key, {})[host.me] = host.addrs
 
     async def find(self, host: SimNetwork, key: str, limit: int) -> tuple[PeerId, ...]:

@@ -106,7 +106,8 @@ class SimNetwork:
 
     async def open_stream(self, peer: PeerId, protocol: str, *, timeout_s: float | None = None) -> SimStream:
         """See ``ports.Network.open_stream``."""
-        limit = timeout_s if timeout_s is not None else self.world.config.dial_timeout_s
+        config = self.world.config
+        limit = config.dial_timeout_s + config.stream_timeout_s if timeout_s is None else timeout_s
         with trio.move_on_after(limit):
             return await self._open(peer, protocol)
         raise PeerLost(f"{peer} did not answer within {limit:g} s")

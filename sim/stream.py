@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from p2pllm.errors import PeerLost
+from p2pllm.errors import LocalProtocolError, PeerLost
 from p2pllm.ports import Buffer
 from p2pllm.types import PeerId, Priority
 
@@ -94,17 +94,18 @@ class Pipe:
         self._sender_lost = self._sender_lost or reason
         self.wake()
 
-    def fail_reader(self, reason: str) -> None:
-        """The reading end is lost, with what was not read yet."""
+    def fail_reader(self, reason: str, keep: bool) -> None:
+        """The reading end is lost; with ``keep``, what has arrived can still be read."""
         self._reader_lost = self._reader_lost or reason
-        self._pieces.clear()
+        now, cut = trio.current_time(), self.sender.world.cut(self.sender.name, self.receiver.name)
+        arrived = [piece for piece in self._pieces if keep and not cut and piece[0] <= now]
+        self._pieces = deque(arrived)
         self.wake()
 
     def ignore(self) -> None:
         """The reader has left: whatever comes is dropped, and nobody waits for room."""
         self.ignored = True
-        self._reader_lost = self._reader_lost or "the stream was closed on this side"
-        self._pieces.clear()
+        self._pieces = deque([(0.0, b"")])
         self._buffered = 0
         self.wake()
 
@@ -136,14 +137,14 @@ class Pipe:
         """Wait for data that has arrived and take some of it."""
         world = self.sender.world
         while True:
-            if self._reader_lost is not None:
-                raise PeerLost(self._reader_lost)
-            if self._pieces and not world.cut(self.sender.name, self.receiver.name):
+            if self._pieces and (self._reader_lost or not world.cut(self.sender.name, self.receiver.name)):
                 arrival, data = self._pieces[0]
                 if arrival <= trio.current_time():
                     return self._take(data, arrival, max_bytes)
                 with trio.move_on_at(arrival):
                     await self._changed.wait()
+            elif self._reader_lost is not None:
+                raise PeerLost(self._reader_lost)
             else:
                 await self._changed.wait()
 
@@ -236,15 +237,15 @@ class SimStream:
         if self.lost:
             return
         self._mine.world.note("abort", self._mine.name, self._other.name, b"")
-        self.fail("the stream was aborted on this side")
+        self.fail("the stream was aborted on this side", keep=False)
         other_end, reason = self.other_end, f"{self._mine.name} reset the stream"
         self._mine.world.later(self._mine.name, self._other.name, lambda: other_end.fail(reason))
 
-    def fail(self, reason: str) -> None:
-        """This end is lost, both directions."""
+    def fail(self, reason: str, keep: bool = True) -> None:
+        """This end is lost, both directions; with ``keep``, what has arrived can still be read."""
         self.lost = True
         self._link.pop(self._number, None)
-        self._in.fail_reader(reason)
+        self._in.fail_reader(reason, keep)
         self._out.fail_sender(reason)
 
 
@@ -259,7 +260,7 @@ def stream_pair(opener: SimNetwork, server: SimNetwork) -> tuple[SimStream, SimS
 @contextmanager
 def _alone(stream: SimStream, flag: str) -> Generator[None]:
     if getattr(stream, flag):
-        raise trio.BusyResourceError("two tasks use one direction of a stream at once")
+        raise LocalProtocolError("two tasks use one direction of a stream at once")
     setattr(stream, flag, True)
     try:
         yield

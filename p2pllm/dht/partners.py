@@ -97,6 +97,10 @@ class Partners:
             steady = []
         others = [peer for peer in self._candidates(view, now) if peer not in self._partners]
         order = [*others[:1], *steady, *others[1:]] if len(self._partners) < PARTNERS else [*steady, *others]
+        if not order:  # everybody is resting; rather disturb some of them than stay alone
+            known = dict.fromkeys([*(peer for peer, _ in self._remembered), *self._met, *self._failed])
+            tired = [peer for peer in known if self._failed.get(peer, (0, 0.0))[0] < LIE_COUNT and peer != self._me]
+            order = sorted(tired, key=lambda peer: self._failed.get(peer, (0, 0.0))[1])[:TRIES_MAX]
         return order[:TRIES_MAX]
 
     def stranger(self, view: SwarmView, now: float) -> PeerId | None:

@@ -13,7 +13,7 @@ import trio
 
 from p2pllm.config import RecordConfig
 from p2pllm.dht.record import ADDRS_MAX, Announcement, model_key, record_key, sign_announcement
-from p2pllm.errors import PeerLost, StorageError
+from p2pllm.errors import LocalProtocolError, PeerLost, StorageError
 from p2pllm.ports import Ports
 from p2pllm.types import ModelId, ServerState
 
@@ -123,7 +123,8 @@ class Publisher:
                 if trio.current_time() - self._provided.get(model, -PROVIDE_INTERVAL_S) >= PROVIDE_INTERVAL_S:
                     await network.provide(model_key(model))
                     self._provided[model] = trio.current_time()
-        except PeerLost as exc:
+        except (PeerLost, LocalProtocolError) as exc:
+            # Also when our own share of the DHT refuses it: for a clock that is very wrong, or a newer record of ours.
             log.debug("the DHT did not take our record: %s", exc)
             return False
         return True

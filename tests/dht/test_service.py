@@ -28,6 +28,7 @@ async def test_a_client_finds_the_servers_within_a_second():
         assert ann.addrs == world.hosts["s1"].addrs
         assert client.view.gaps(MODEL, 8) == ()
         assert client.view.coverage(MODEL, 8) == [1] * 8
+        await trio.sleep(1)
         assert not client.directory.lonely
         stream = await client.ports.network.open_stream(ann.peer, "/p2pllm/1/records")
         stream.abort()
