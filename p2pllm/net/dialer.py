@@ -89,7 +89,7 @@ class Dialer:
             return known
         try:
             stored = self._swarm.peerstore.addrs(ID.from_base58(peer))
-        except (BaseLibp2pError, ValueError):
+        except (LookupError, ValueError):  # the peerstore's own error is a KeyError
             return ()
         return dialable([str(addr) for addr in stored], peer)
 

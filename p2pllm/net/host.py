@@ -115,6 +115,7 @@ async def _running(
     swarm = cast("Swarm", host.get_network())
     swarm.retry_config = RetryConfig(max_retries=0)  # whoever wants to try again, says so
     swarm.set_resource_manager(None)  # its limits count attempts, not resources; ours are in the muxer and above
+    dialing.stay_put(swarm)
     muxer.install(swarm, config, peers.remove)
     handlers.install(host, config.stream_timeout_s)
     swarm.register_notifee(Arrivals(peers))

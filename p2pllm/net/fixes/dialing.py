@@ -1,7 +1,8 @@
-"""Trap: libp2p dials one address of a peer, sleeps 250 ms beside it, and remembers a failure for 60 s.
+"""Trap: libp2p dials one address of a peer, sleeps 250 ms beside it, remembers a failure for 60 s; and dials strangers.
 
 Its own protocols (the DHT) dial through ``Swarm.dial_peer``; that method is replaced, on the one swarm, by our dialer,
-which races all addresses, ends with the first that works, and remembers nothing.
+which races all addresses, ends with the first that works, and remembers nothing. Its auto-connector, which dials anybody
+of whom it has heard until half of the connection limit is used, is told to do nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,15 @@ from p2pllm.net.fixes.digest import require
 from p2pllm.types import PeerId
 
 REPLACED = "f8829e76d340f313"
+
+
+def stay_put(swarm: Swarm) -> None:
+    """``swarm`` dials nobody on its own."""
+
+    async def dial_nobody() -> None:
+        pass
+
+    swarm.auto_connector.maybe_connect = dial_nobody  # type: ignore[method-assign]
 
 
 def install(swarm: Swarm, connect: Callable[[PeerId], Awaitable[object]]) -> None:
