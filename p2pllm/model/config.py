@@ -187,7 +187,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         qk_norm=family == "qwen3",
         tie_word_embeddings=flag(raw, "tie_word_embeddings"),
         max_positions=max_positions,
-        bos_id=token_ids(raw, "bos_token_id")[0] if raw.get("bos_token_id") is not None else None,
+        bos_id=next(iter(token_ids(raw, "bos_token_id")), None),
         eos_ids=token_ids(raw, "eos_token_id"),
         dtype=_dtype(raw),
         activation=_activation(raw),
@@ -240,17 +240,18 @@ def ends_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
 
 
 def _family(raw: Mapping[str, Any]) -> tuple[str, _Family]:
-    supported = ", ".join(t.architecture for t in _FAMILIES.values())
+    known = [traits.architecture for traits in _FAMILIES.values()]
+    supported = ", ".join(known)
     architectures = raw.get("architectures") or []
     if not isinstance(architectures, list | tuple):
         raise CheckpointError("config.json: architectures is not a list")
     for name in architectures:
-        if name not in {t.architecture for t in _FAMILIES.values()}:
+        if name not in known:
             raise CheckpointError(f"config.json: architecture {name!r} is not supported; supported: {supported}")
     model_type = raw.get("model_type")
     if model_type is None and architectures:
         model_type = next(f for f, t in _FAMILIES.items() if t.architecture == architectures[0])
-    if model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise CheckpointError(f"config.json: model_type {model_type!r} is not supported; supported: {supported}")
     traits = _FAMILIES[model_type]
     if architectures and traits.architecture not in architectures:
@@ -304,7 +305,7 @@ def _windows(raw: Mapping[str, Any], family: str, traits: _Family, blocks: int) 
         first = count(raw, "max_window_layers", 28, least=0) if family in ("qwen2", "qwen3") else 0
         return tuple(window if block >= first else None for block in range(blocks))
     known = {"full_attention": None, "sliding_attention": window}
-    if not isinstance(kinds, list | tuple) or len(kinds) != blocks or any(kind not in known for kind in kinds):
+    if not isinstance(kinds, list | tuple) or len(kinds) != blocks or any(kind not in list(known) for kind in kinds):
         raise CheckpointError(f"config.json: layer_types must name full_attention or sliding_attention {blocks} times")
     if "sliding_attention" in kinds and window is None:
         raise CheckpointError("config.json: layer_types has sliding_attention, but sliding_window is not set")
@@ -321,7 +322,7 @@ def _rope(raw: Mapping[str, Any], max_positions: int) -> RopeConfig:
     where = "config.json, rope parameters"
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
-    if kind not in ROPE_KINDS:
+    if not isinstance(kind, str) or kind not in ROPE_KINDS:
         raise CheckpointError(f"{where}: kind {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
     for holder in (raw, rope):
         if holder.get("partial_rotary_factor") not in (None, 1, 1.0):
@@ -347,7 +348,7 @@ def _rope(raw: Mapping[str, Any], max_positions: int) -> RopeConfig:
             raise CheckpointError(f"{where}: low_freq_factor {low} is not below high_freq_factor {high}")
         return RopeConfig("llama3", theta, factor, original, low, high)
     if kind != "yarn":
-        return RopeConfig(kind, theta, factor, original)
+        return RopeConfig(ROPE_KINDS[kind], theta, factor, original)
     return RopeConfig(
         "yarn",
         theta,

@@ -106,7 +106,7 @@ class Product:
     @staticmethod
     def _untile(y: Tensor) -> Tensor:
         """[tiles, M, 32] -> [M, tiles * 32]."""
-        return y.transpose(0, 1).reshape(y.shape[1], -1)
+        return y.transpose(0, 1).reshape(y.shape[1], y.shape[0] * TILE)
 
 
 class GatedProduct(Product):
