@@ -142,7 +142,10 @@ class Swarm:
 
     def context(self, config: Config | None = None, name: str = "client", ports: Ports | None = None) -> Context:
         config = config or self.config
-        ports = ports or sim_ports(self.world, name, compute=SimCompute(flat_cost(0.001)))
+        if ports is None:
+            ports = sim_ports(
+                self.world, name, network=self.world.hosts.get(name), compute=SimCompute(flat_cost(0.001))
+            )
         peers = Peers(config.client)
         return Context(
             ports, config, MODEL, self.reference.config, self.reference.ends, torch.float32, self,
