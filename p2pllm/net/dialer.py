@@ -29,7 +29,8 @@ PEERS_KNOWN_MAX = 16384
 class _Dial:
     """One dial under way, and how it ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, addrs: tuple[str, ...]) -> None:
+        self.addrs = addrs
         self.ended = trio.Event()
         self.conn: YamuxConnection | None = None
         self.failures: list[str] = []
@@ -73,15 +74,17 @@ class Dialer:
             return conn
         if peer == self._me:
             raise PeerLost("a node does not dial itself")
-        dial = self._dials.get(peer)
-        if dial is None:
-            dial = self._dials[peer] = _Dial()
-            self._nursery.start_soon(self._dial, peer, dial)
-        await dial.ended.wait()
-        if dial.conn is None or dial.conn.is_closed:
-            why = "; ".join(dial.failures) or "no address answered"
-            raise PeerLost(f"cannot reach {peer}: {why}")
-        return dial.conn
+        while True:
+            dial = self._dials.get(peer)
+            if dial is None:
+                dial = self._dials[peer] = _Dial(self._addresses(peer))
+                self._nursery.start_soon(self._dial, peer, dial)
+            await dial.ended.wait()
+            if dial.conn is not None and not dial.conn.is_closed:
+                return dial.conn
+            if dial.addrs == self._addresses(peer):  # else others were learned meanwhile
+                why = "; ".join(dial.failures) or "no address is known"
+                raise PeerLost(f"cannot reach {peer}: {why}")
 
     def _addresses(self, peer: PeerId) -> tuple[str, ...]:
         known = self._book.get(peer)
@@ -96,11 +99,8 @@ class Dialer:
     async def _dial(self, peer: PeerId, dial: _Dial) -> None:
         try:
             with trio.move_on_after(self._config.dial_timeout_s) as scope:
-                addrs = self._addresses(peer)
-                if not addrs:
-                    dial.failures.append("no address is known")
                 async with trio.open_nursery() as nursery:
-                    for addr in addrs:
+                    for addr in dial.addrs:
                         nursery.start_soon(self._try, peer, addr, dial, nursery.cancel_scope)
             if scope.cancelled_caught and dial.conn is None:
                 dial.failures.append(f"no answer within {self._config.dial_timeout_s:g} s")

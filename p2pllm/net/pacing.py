@@ -1,8 +1,8 @@
 """How much bulk may be in flight on a connection, so that a step behind it waits little: pure decisions.
 
 Invariants: no I/O, no clock. The budget is the measured bandwidth times (the path's own round trip + the target): so
-much fills the path and leaves a queue of ``target_s``. Frames are a quarter of what the path carries in ``target_s``, so
-that the one under way does not undo the rest. Neither falls below a floor, or nothing could be measured.
+much fills the path and leaves a queue of ``target_s``. Frames are a quarter of what the path carries in ``target_s``,
+so that the one under way does not undo the rest. Neither falls below a floor, or nothing could be measured.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Trap: libp2p dials one address of a peer, sleeps 250 ms beside it, remembers a failure for 60 s; and dials strangers.
 
 Its own protocols (the DHT) dial through ``Swarm.dial_peer``; that method is replaced, on the one swarm, by our dialer,
-which races all addresses, ends with the first that works, and remembers nothing. Its auto-connector, which dials anybody
-of whom it has heard until half of the connection limit is used, is told to do nothing.
+which races all addresses, ends with the first that works, and remembers nothing. Its auto-connector, which dials
+anybody of whom it has heard until half of the connection limit is used, is told to do nothing.
 """
 
 from __future__ import annotations
