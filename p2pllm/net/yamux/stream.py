@@ -240,7 +240,7 @@ class YamuxStream(IMuxedStream):
         if self._error is not None:
             raise PeerLost(self._error)
         if self.fin_sent:
-            raise LocalProtocolError("the stream was closed here")
+            raise PeerLost("the stream was closed here")
 
     async def _wait_credit(self) -> None:
         self._credit = trio.Event()

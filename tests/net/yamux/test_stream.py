@@ -299,7 +299,7 @@ async def test_our_own_mistakes_are_named() -> None:
                 await one.receive_some()
             nursery.cancel_scope.cancel()
         await other.aclose()
-        with pytest.raises(LocalProtocolError, match="closed here"):
+        with pytest.raises(PeerLost, match="closed here"):
             await other.send_all(b"x")
 
 
