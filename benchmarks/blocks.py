@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,8 +93,7 @@ def decode(model: SpanModel, context: int, steps: int, reader: Reader | None = N
     for position in range(context, context + steps):
         if reader is not None and position % 8 == 0:
             reader.sample()
-        segment = Segment(1, position, pages)
-        taken.append(seconds(lambda s=segment: model.run(x[:1], [s], arena)))  # type: ignore[misc]
+        taken.append(seconds(partial(model.run, x[:1], [Segment(1, position, pages)], arena)))
     return taken[steps // 8 :]
 
 
@@ -124,11 +124,11 @@ def prefill_rows(model: SpanModel, counts: tuple[int, ...]) -> list[dict[str, An
         row: dict[str, Any] = {"tokens": count}
         for exact in (False, True):
             model.exact = exact
-            best = min(seconds(lambda a=arena, s=cached, x=x: model.run(x, s, a)) for _ in range(3))  # type: ignore[misc]
+            best = min(seconds(partial(model.run, x, cached, arena)) for _ in range(3))
             row["exact tok/s" if exact else "tok/s"] = count / best
         model.exact = False
         batch = [Segment(32)] * (count // 32)
-        best = min(seconds(lambda s=batch, x=x: model.run(x, s)) for _ in range(3))  # type: ignore[misc]
+        best = min(seconds(partial(model.run, x, batch)) for _ in range(3))
         rows.append(row | {"as batch of 32s, tok/s": count / best})
     return rows
 
