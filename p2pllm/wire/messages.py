@@ -154,7 +154,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """Answers Attach and Rewire: where each row stands, and the last step id that was computed (-1: none)."""
+    """Answers Attach and Rewire: the last step id that was computed (-1: none), and where each row stood after it.
+
+    After a Rewire that renumbers: the last one that was accepted under the old ids, all of which run.
+    """
 
     session: SessionId
     epoch: int

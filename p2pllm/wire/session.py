@@ -208,7 +208,10 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The server confirmed Attach or Rewire; ``resend`` what is unanswered. ``step``: the last one it computed."""
+    """The server confirmed Attach or Rewire; ``resend`` what is unanswered. ``step``: the last one it computed.
+
+    After a renumbering nothing is unanswered, and ``step`` is the last one, by its old id, that the rows contain.
+    """
 
     step: int
     positions: tuple[int, ...]

@@ -217,12 +217,15 @@ class ClientHop:
             epoch: higher than every one before.
             push_from: who may push to this hop.
             push_to: where this hop pushes its outputs.
-            step: number the next step so; unanswered steps are given up. -1: count on.
+            step: number the next step so; unanswered steps are given up (Resumed says which of them had arrived, and
+                ran or will run). -1: count on.
         """
+        if self._rewire is not None:
+            raise LocalProtocolError("the last Rewire is not confirmed: attach first")
         if epoch <= self.epoch:
             raise LocalProtocolError(f"epoch {epoch} does not follow {self.epoch}")
         self._go(m.Rewire)
-        self._past_epoch = self.epoch if self._rewire is None else self._past_epoch
+        self._past_epoch = self.epoch
         self.epoch = epoch
         self.pushes = push_to is not None
         for asked in self._asked.values():
@@ -319,29 +322,19 @@ class ClientHop:
     def _attached(self, message: m.Attached) -> list[HopEvent]:
         if message.epoch != self.epoch:
             raise RemoteProtocolError(f"attached in epoch {message.epoch} instead of {self.epoch}")
-        if self._rewire is not None and self._rewire.step >= 0:
-            self._renumber(message, self._rewire.step)
-        else:
-            self._check_standing(message)
-        self._rewire = None
-        self._past_epoch = self.epoch
-        return [Resumed(message.step, message.positions)]
-
-    def _renumber(self, message: m.Attached, step: int) -> None:
-        # Which of the unanswered steps had arrived is the server's to say; other places it cannot have come to.
-        if message.step != step - 1 or message.positions not in (self._confirmed, *self._after.values()):
-            raise RemoteProtocolError(f"rows at {message.positions} after step {message.step}: never asked for")
-        self._rows = self._confirmed = message.positions
-        self._next = self._first = step
-        self._asked.clear()
-        self._after.clear()
-
-    def _check_standing(self, message: m.Attached) -> None:
         expected = self._confirmed if message.step == self.acked else self._after.get(message.step)
         if expected is None:
             raise RemoteProtocolError(f"step {message.step} as the last one of {self.acked}..{self._next - 1}")
         if message.positions != expected:
             raise RemoteProtocolError(f"rows at {message.positions} after step {message.step} instead of {expected}")
+        if self._rewire is not None and self._rewire.step >= 0:
+            self._rows = self._confirmed = expected
+            self._next = self._first = self._rewire.step
+            self._asked.clear()
+            self._after.clear()
+        self._rewire = None
+        self._past_epoch = self.epoch
+        return [Resumed(message.step, message.positions)]
 
     def _answer(self, message: m.Answer, payload: Payload) -> list[HopEvent]:
         if not self._past_epoch <= message.epoch <= self.epoch:

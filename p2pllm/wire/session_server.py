@@ -89,6 +89,7 @@ class ServerSession:
         self._pushes = open_.push_to is not None  # decides for this epoch whether ``tail`` counts here
         self._rows = (0,) * open_.rows  # after every accepted step
         self._computed = (0,) * open_.rows  # after every answered step
+        self._settled: m.Attached | None = None  # the answer to the Rewire that renumbered
         self._forgotten: deque[int] = deque()  # running under ids from before a renumbering
         self._skipping = False  # a step was refused: drop what was sent behind it
 
@@ -248,10 +249,13 @@ class ServerSession:
             self._pushes = message.push_to is not None
             if message.step >= 0:
                 self._renumber(message.step)
-        return [Bind(), Wired(self.epoch, self.push_from, self.push_to), Send(self.opener, self._standing())]
+        standing = self._settled if message.step >= 0 else None
+        wired = Wired(self.epoch, self.push_from, self.push_to)
+        return [Bind(), wired, Send(self.opener, standing or self._standing())]
 
     def _renumber(self, step: int) -> None:
         """Forget answers and ids; what runs goes on, as later steps build on it, but nobody waits for it."""
+        self._settled = m.Attached(self.open.session, self.epoch, self._ledger.next - 1, self._rows)
         self._forgotten.extend(self._ledger.renumber(step))
         self._computed = self._rows
         self._skipping = False

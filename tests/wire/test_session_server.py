@@ -311,7 +311,8 @@ class TestEpochs:
         session.receive(ME, *step(0, 0, 20))
         answer(session, 0, 20)
         events = session.receive(ME, m.Rewire(SESSION, 2, step=57))
-        assert events[-1] == Send(ME, m.Attached(SESSION, 2, 56, (20,)))
+        assert events[-1] == Send(ME, m.Attached(SESSION, 2, 0, (20,)))
+        assert session.receive(ME, m.Rewire(SESSION, 2, step=57)) == events
         assert isinstance(session.receive(ME, *step(57, 20, epoch=2))[0], Run)
         assert "acknowledged already" in fault(session.receive(ME, *step(0, 0, 20, epoch=2)))[3]
 
