@@ -49,6 +49,7 @@ class Forwards:
                     await self._read(channel, places, nursery)
                 except (PeerLost, RemoteProtocolError) as exc:
                     log.info("forward stream of %s ended: %s", channel.peer, exc)
+                    channel.abort()
                     nursery.cancel_scope.cancel()
             await channel.aclose()
         finally:

@@ -21,10 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class Infos:
-    """Serves the info protocol; ``record`` gives the signed announcement as last published, or none."""
+    """Serves the info protocol; ``record`` gives a model's signed announcement as last published, empty for none."""
 
-    def __init__(self, model: ModelId, record: Callable[[], bytes | None], config: Config) -> None:
-        self._model = model
+    def __init__(self, record: Callable[[ModelId], bytes], config: Config) -> None:
         self._record = record
         self._config = config
 
@@ -40,8 +39,7 @@ class Infos:
                 message, _ = got
                 if not isinstance(message, InfoRequest):
                     raise RemoteProtocolError(f"{type(message).__name__} on an info stream")
-                record = self._record() if message.model == self._model else None
-                await channel.send(Info(message.nonce, record or b""))
+                await channel.send(Info(message.nonce, self._record(message.model)))
             await channel.aclose()
         except (PeerLost, RemoteProtocolError) as exc:
             log.info("info stream of %s ended: %s", channel.peer, exc)
