@@ -110,11 +110,11 @@ class Pipe:
         self.wake()
 
     def check_sender(self) -> None:
-        """Raise PeerLost when nothing can be sent any more."""
+        """Raise PeerLost when the stream is gone, LocalProtocolError when we closed it."""
         if self._sender_lost is not None:
             raise PeerLost(self._sender_lost)
         if self.closed:
-            raise PeerLost("the stream was closed on this side")
+            raise LocalProtocolError("the stream was closed on this side")
 
     def push(self, data: bytes) -> None:
         """Put a piece on its way; ``b""`` is the end of the file."""
