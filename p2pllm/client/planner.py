@@ -90,11 +90,13 @@ class Planner:
         try:
             plan = self._choose(free, wish)
         except CoverageError as gap:
-            if len(free) == len(usable):
-                raise
-            self._choose(usable, wish)  # a gap even with them: that one is told
-            text = f"{name_blocks(gap.missing)} of {wish.span.end} are served only by servers that failed just now"
-            raise CoverageError(text, gap.missing) from None
+            if len(free) < len(usable):
+                self._choose(usable, wish)  # a gap even with them: that one is told
+                text = f"{name_blocks(gap.missing)} of {wish.span.end} are served only by servers that failed just now"
+                raise CoverageError(text, gap.missing) from None
+            if self._config.allow_servers:
+                raise CoverageError(f"{gap}, as far as servers are allowed", gap.missing) from None
+            raise
         addrs = {s.peer: s.addrs for s in free}
         for hop in plan.hops:
             if addrs[hop.peer_id]:

@@ -128,6 +128,8 @@ async def test_only_allowed_servers():
     config = replace(CONFIG, allow_servers=("b",))
     servers = [server("a", 0, 8), server("b", 0, 8, queue=9)]
     assert chosen(planner(servers, config).plan(Wish(WHOLE))) == [("b", 0, 8)]
+    with pytest.raises(CoverageError, match="nobody serves blocks 0-7 of 8, as far as servers are allowed"):
+        planner(servers[:1], config).plan(Wish(WHOLE))
 
 
 async def test_exact_chains_stay_within_one_numerics_class():

@@ -5,6 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from p2pllm.client.context import HopLost
 from p2pllm.client.session import Session
@@ -132,6 +135,43 @@ async def test_int8_travels_through_the_same_codec_points_wherever_servers_are_c
         exact = swarm.reference.logits(IDS)
         assert not torch.equal(logits[0], exact)
         assert (logits[0] - exact).norm() < 0.05 * exact.norm()
+
+
+steps = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any),  # new tokens per row
+        st.integers(-1, 4),  # tail
+        st.none() | st.integers(0, 6),  # roll back to
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(steps, st.sampled_from([((0, 6),), ((0, 1), (1, 6)), ((0, 4), (2, 6)), ((0, 2), (2, 3), (3, 6))]), st.randoms())
+def test_any_steps_on_any_chain_give_the_logits_of_the_model_in_one_piece(plan, spans, rng):
+    async def body() -> None:
+        async with open_swarm(*spans, seed=rng.randrange(99)) as swarm:
+            chunks = rng.randint(1, 12)
+            context = swarm.context(client(prefill_chunk_tokens=chunks, steps_in_flight=rng.randint(1, 4)))
+            texts: list[list[int]] = [[], [], []]
+            async with Session(context, max_length=64, rows=3) as session:
+                for counts, tail, back in plan:
+                    if back is not None and back <= session.position:
+                        session.position = back
+                        texts = [text[:back] for text in texts]
+                    new = [[rng.randrange(64) for _ in range(count)] for count in counts]
+                    outputs = await run_ids(context, session, new, tail)
+                    texts = [text + more for text, more in zip(texts, new, strict=True)]
+                    for text, count, got in zip(texts, counts, outputs, strict=True):
+                        wanted = count if tail < 0 else min(tail, count)
+                        expected = swarm.reference.logits(text)[len(text) - wanted :] if wanted else None
+                        assert (got is None) == (expected is None)
+                        assert got is None or torch.equal(got, expected)
+                    assert session.positions == tuple(map(len, texts))
+
+    trio.run(body, clock=MockClock(autojump_threshold=0))
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
