@@ -188,9 +188,8 @@ def main() -> int:
     results["overhead_us_per_block"] = small["p50"] / 8 * 1e6
     results["check_exact_s"] = seconds(lambda: results.update(exact=check_exact(model)))
     print(f"overhead: {results['overhead_us_per_block']:.0f} us per block and step")
-    print(
-        f"exact mode {'holds' if results['exact'] else 'does NOT hold'} here (checked in {results['check_exact_s']:.2f} s)"
-    )
+    verdict = f"exact mode {'holds' if results['exact'] else 'does NOT hold'} here"
+    print(f"{verdict} (checked in {results['check_exact_s']:.2f} s)")
     save(options.out, results)
     return 0
 
