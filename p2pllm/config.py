@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from p2pllm.errors import UserError
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -188,3 +190,19 @@ def local() -> Config:
         ),
         client=replace(base.client, refresh_interval_s=1.0),
     )
+
+
+PRESETS = {"wan": wan, "lan": lan, "local": local}
+
+
+def preset(config: Config | str) -> Config:
+    """``config`` itself, or the preset of that name.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if isinstance(config, Config):
+        return config
+    if config not in PRESETS:
+        raise UserError(f"no preset {config!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[config]()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from p2pllm import api
@@ -119,8 +120,10 @@ class Node:
             raise
         return self._held.value
 
-    def __exit__(self, *details: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self._held.close()
         finally:
-            self._portal.__exit__(*details)
+            self._portal.__exit__(kind, error, trace)

@@ -63,6 +63,7 @@ def throughput(text: str) -> float | None:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Flags that every command takes."""
     group = parser.add_argument_group("general")
+    group.add_argument("--threads", type=COUNT, metavar="N", help="compute threads (default: physical cores minus one)")
     group.add_argument(
         "--cache-dir", metavar="DIR", help="downloads, measurements, remembered members (default: ~/.cache/p2pllm)"
     )
@@ -80,6 +81,12 @@ def add_swarm(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="multiaddr of a member, with /p2p/<id>; repeatable; also from P2PLLM_BOOTSTRAP (space-separated); "
         "without one, members remembered from last time are tried",
+    )
+    group.add_argument(
+        "--preset",
+        choices=("wan", "lan", "local"),
+        default="wan",
+        help="timing for machines across the Internet, one site, or one machine (default: wan)",
     )
     group.add_argument("--identity", metavar="FILE", help="key file of this peer, made when missing")
 

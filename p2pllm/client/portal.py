@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import trio
 
@@ -24,8 +24,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Future = concurrent.futures.Future
+T_co = TypeVar("T_co", covariant=True)
 STREAM_AHEAD = 16
 """Items that a stream may run ahead of its reader."""
+
+
+class Items(Protocol[T_co]):
+    """An async iterator that can be closed: an async generator, or a generation."""
+
+    def __aiter__(self) -> Items[T_co]: ...
+
+    async def __anext__(self) -> T_co: ...
+
+    async def aclose(self) -> None: ...
 
 
 class Call(Generic[T]):
@@ -176,9 +187,7 @@ class Portal:
         call.result()
         return held()
 
-    def pump(
-        self, source: Callable[[], AsyncGenerator[T, None]]
-    ) -> tuple[Callable[[], Awaitable[T]], Callable[[], None]]:
+    def pump(self, source: Callable[[], Items[T]]) -> tuple[Callable[[], Awaitable[T]], Callable[[], None]]:
         """Iterate ``source()`` in a task of its own; gives (an async ``next`` to submit, a function that stops it)."""
         send, receive = trio.open_memory_channel[T](STREAM_AHEAD)
         failure: list[Exception] = []
@@ -205,7 +214,7 @@ class Portal:
         self.submit(run)
         return take, lambda: self.soon(scope.cancel)
 
-    def iterate(self, source: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
+    def iterate(self, source: Callable[[], Items[T]]) -> Iterator[T]:
         """A plain iterator over an async one; dropping it stops the source."""
         take, stop = self.pump(source)
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -74,7 +73,8 @@ class LocalSwarm:
         number = len(self._processes)
         ready, log = self.folder / f"{number}.json", self.folder / f"{number}.log"
         command = [sys.executable, "-m", "p2pllm", *arguments, "--listen", LOOPBACK, "--ready-file", str(ready)]
-        command += ["--identity", str(self.folder / f"{number}.key"), "--cache-dir", str(self.folder / "cache")]
+        command += ["--identity", str(self.folder / f"{number}.key"), "--cache-dir", str(self.folder / f"{number}")]
+        command += ["--preset", "local"]
         with log.open("wb") as errors:
             process = await trio.lowlevel.open_process(
                 command,
@@ -82,7 +82,6 @@ class LocalSwarm:
                 stdout=errors,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for us: we end them in order
-                env={**os.environ, "P2PLLM_PRESET": "local"},
             )
         self._processes.append(process)
         with trio.move_on_after(READY_TIMEOUT_S):

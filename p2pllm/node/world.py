@@ -9,12 +9,14 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+
+import trio
 
 from p2pllm.config import Config
 from p2pllm.errors import UserError
 from p2pllm.local.clock import new_rng, token_bytes, wall_time
 from p2pllm.local.compute import open_compute
+from p2pllm.local.models import default_cache_dir
 from p2pllm.local.storage import DiskStorage
 from p2pllm.node.members import MembersFile
 from p2pllm.ports import Ports
@@ -51,16 +53,10 @@ class World:
     """The ports, and what was remembered from last time."""
 
     ports: Ports
+    files: DiskStorage
     members: MembersFile
     cache_dir: str
     bootstrap: tuple[str, ...]
-
-
-def cache_folder(cache_dir: str | None) -> Path:
-    """The folder for everything that may be lost: ``cache_dir``, or the user's cache folder."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2pllm"
 
 
 def bootstrap_addresses(given: Sequence[str]) -> tuple[str, ...]:
@@ -87,9 +83,9 @@ async def open_world(config: Config, options: WorldOptions) -> AsyncIterator[Wor
     from p2pllm.net import Identity, load_or_create, open_network  # libp2p takes a second to import
 
     threads = compute_threads(options.threads)
-    cache = cache_folder(options.cache_dir)
+    cache = trio.Path(os.path.expanduser(options.cache_dir or default_cache_dir()))  # noqa: ASYNC240 - reads no disk
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        await cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"the cache folder {cache} cannot be made: {error.strerror}; choose another --cache-dir"
@@ -119,4 +115,4 @@ async def open_world(config: Config, options: WorldOptions) -> AsyncIterator[Wor
             )
         )
         ports = Ports(network, compute, storage, wall_time, new_rng(), token_bytes)
-        yield World(ports, members, str(cache), bootstrap)
+        yield World(ports, storage, members, str(cache), bootstrap)
