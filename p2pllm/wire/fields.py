@@ -175,7 +175,6 @@ def codecs(limits: WireLimits) -> dict[str, Field]:
     """Every field codec that the schema names, bound to ``limits``."""
     return {
         "session": _bytes(16, 16),
-        "session_or_empty": _bytes(16, 16),
         "u32": _integer(0, _U32),
         "u64": _integer(0, (1 << 64) - 1),
         "id_or_none": _integer(-1, _U32),
@@ -193,7 +192,6 @@ def codecs(limits: WireLimits) -> dict[str, Field]:
         "record": _bytes(0, limits.record_bytes_max),
         "span": _span(limits.blocks_max),
         "codec": _choice(CODECS, "codec"),
-        "codec_or_empty": _choice(CODECS, "codec"),
         "fault_kind": _choice(_FAULT_KINDS, "kind of fault"),
         "points": _integers(limits.blocks_max + 1, limits.blocks_max),
         "positions": _integers(limits.rows_max, limits.length_max),

@@ -200,8 +200,7 @@ class Schema:
         if plain > self.limits.payload_bytes_max:
             _refuse(f"tensor of {plain} bytes; at most {self.limits.payload_bytes_max} are allowed")
         if tensor.zstd:
-            # Zstandard's own bound on incompressible input, rounded up.
-            if not 0 < size <= plain + plain // 128 + 512:
+            if not 0 < size < plain:  # otherwise it is sent as it is
                 _refuse(f"{size} compressed bytes cannot be a {tensor.codec} tensor of [{tokens}, {hidden}]")
         elif size != plain:
             _refuse(f"{size} bytes are no {tensor.codec} tensor of [{tokens}, {hidden}], which has {plain}")
@@ -303,7 +302,7 @@ _TABLE: dict[type[Any], tuple[int, dict[str, tuple[str, str]]]] = {
             "rows": ("r", "rows"),
             "max_length": ("n", "length"),
             "activations": ("a", "codec"),
-            "returns": ("o", "codec_or_empty"),
+            "returns": ("o", "codec"),
             "codec_points": ("k", "points"),
             "numerics": ("u", "name"),
             "push_from": ("f", "peer"),
@@ -336,7 +335,7 @@ _TABLE: dict[type[Any], tuple[int, dict[str, tuple[str, str]]]] = {
         {
             "kind": ("k", "fault_kind"),
             "reason": ("m", "reason"),
-            "session": ("i", "session_or_empty"),
+            "session": ("i", "session"),
             "epoch": ("e", "u32"),
             "step": ("j", "id_or_none"),
             "retry_after_s": ("w", "retry_after"),

@@ -39,7 +39,7 @@ def tensors(draw: Any, tokens: int | None = None) -> m.TensorHeader:
     codec = draw(st.sampled_from(CODECS))
     size = m.plain_size(codec, tokens, hidden)
     if tokens and draw(st.booleans()):
-        return m.TensorHeader(codec, (tokens, hidden), draw(st.integers(1, size)), True)
+        return m.TensorHeader(codec, (tokens, hidden), draw(st.integers(1, size - 1)), True)
     return m.TensorHeader(codec, (tokens, hidden), size)
 
 
