@@ -139,3 +139,18 @@ def test_loading_takes_what_the_span_needs_and_reports(checkpoint) -> None:
     assert all(name.startswith(("model.layers.1.", "model.layers.2.")) for name in taken)
     matrices = sum(tensors[n].nbytes for n in taken if tensors[n].dim() == 2)
     assert matrices <= model.weight_bytes < 1.7 * matrices  # tiny widths are padded to whole tiles
+
+
+def test_a_pass_may_use_some_of_the_blocks(checkpoint) -> None:
+    """A chain may enter and leave a server in the middle of its span; each block keeps its own cache."""
+    config, tensors = checkpoint
+    model = SpanModel.load(config, Span(0, 3), tensors, exact=True)
+    arena, whole = model.arena(16, 8), model.arena(16, 8)
+    x = _hidden(9)
+    for start, stop in ((0, 5), (5, 9)):
+        segment = Segment(stop - start, start, [1, 0])
+        expected = model.run(x[start:stop], [segment], whole)
+        half = model.run(x[start:stop], [segment], arena, span=Span(0, 1))
+        assert torch.equal(model.run(half, [segment], arena, span=Span(1, 3)), expected)
+    with pytest.raises(ValueError, match="of a span"):
+        SpanModel.load(config, Span(1, 2), tensors).run(x, [Segment(9)], span=Span(1, 3))
