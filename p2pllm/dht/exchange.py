@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 
 import trio
@@ -35,6 +35,8 @@ ASKS_PER_S, ASKS_BURST = 8.0, 160.0
 OFFERS_PER_S, OFFERS_BURST = 32.0, 512.0
 """Records of gossip that one peer may send."""
 CURSORS_MAX = 1024
+NO_MODEL = ModelId("-")
+"""Asked about by a node that follows no model: the answer is an empty page."""
 
 
 class Exchange:
@@ -53,8 +55,10 @@ class Exchange:
 
     # -- asking
 
-    async def ask(self, peer: PeerId, models: Iterable[ModelId], mine: tuple[bytes, ...]) -> None:
+    async def ask(self, peer: PeerId, models: Collection[ModelId], mine: tuple[bytes, ...]) -> None:
         """Tell ``peer`` our own records, and take over what changed there since we last asked.
+
+        Without ``models`` it is only asked whether it is there.
 
         Raises:
             PeerLost: it does not answer.
@@ -63,6 +67,8 @@ class Exchange:
         async with self._conversation(peer) as (stream, reader):
             if mine:
                 await stream.send_all(encode_message(RecordsOffer(mine), limits=self._limits))
+            if not models:
+                await self._ask_page(stream, reader, RecordsRequest(NO_MODEL, limit=1))
             for model in models:
                 if not await self._ask_model(stream, reader, model):
                     break
@@ -72,14 +78,9 @@ class Exchange:
         """All pages of one model; False when the peer wants to be left alone."""
         for _ in range(PAGES_MAX):
             log_id, cursor = self._cursors.get((stream.peer, model), (0, 0))
-            request = RecordsRequest(model, log_id, cursor, PAGE_RECORDS)
-            await stream.send_all(encode_message(request, limits=self._limits))
-            page = await _next_message(stream, reader)
-            if isinstance(page, Fault):
-                log.debug("%s refuses to tell records: %s", stream.peer, page.reason)
+            page = await self._ask_page(stream, reader, RecordsRequest(model, log_id, cursor, PAGE_RECORDS))
+            if page is None:
                 return False
-            if not isinstance(page, RecordsPage):
-                raise RemoteProtocolError(f"{type(page).__name__} in answer to a request for records")
             for entry in page.records:
                 if self._merge(entry, stream.peer).model != model:
                     raise RemoteProtocolError("a record of another model than was asked for")
@@ -90,6 +91,17 @@ class Exchange:
             if not page.more:
                 break
         return True
+
+    async def _ask_page(self, stream: Stream, reader: MessageReader, request: RecordsRequest) -> RecordsPage | None:
+        """One question, one answer; None when the peer wants to be left alone."""
+        await stream.send_all(encode_message(request, limits=self._limits))
+        answer = await _next_message(stream, reader)
+        if isinstance(answer, Fault):
+            log.debug("%s refuses to tell records: %s", stream.peer, answer.reason)
+            return None
+        if not isinstance(answer, RecordsPage):
+            raise RemoteProtocolError(f"{type(answer).__name__} in answer to a request for records")
+        return answer
 
     async def offer(self, peer: PeerId, entries: tuple[bytes, ...]) -> None:
         """Gossip.

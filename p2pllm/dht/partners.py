@@ -14,7 +14,7 @@ from random import Random
 from p2pllm.dht.view import SwarmView
 from p2pllm.types import PeerId
 
-PARTNERS = 3
+PARTNERS = 2
 ROUNDS_PER_EXCHANGE = 12
 """After so many rounds one partner makes room for somebody else."""
 TRIES_MAX = 6

@@ -237,7 +237,7 @@ class Directory:
                 break
         stranger = self._partners.stranger(self.view, trio.current_time())
         if stranger is not None:
-            answered = await self._ask(stranger) or answered
+            answered = await self._ask(stranger, ()) or answered
         if not answered or trio.current_time() - self._found_at >= FIND_INTERVAL_S:
             answered = await self._find() or answered
         return answered
@@ -280,9 +280,10 @@ class Directory:
         except (PeerLost, RemoteProtocolError) as exc:
             log.debug("no record of %s in the DHT: %s", peer, exc)
 
-    async def _ask(self, peer: PeerId) -> bool:
+    async def _ask(self, peer: PeerId, models: Collection[ModelId] | None = None) -> bool:
+        """Ask for what is new (of all models), or only tell our own; whether it answered."""
         try:
-            await self._exchange.ask(peer, self.view.models(), self._mine())
+            await self._exchange.ask(peer, self.view.models() if models is None else models, self._mine())
         except PeerLost as exc:
             log.debug("%s was not asked: %s", peer, exc)
             self._partners.failed(peer, trio.current_time())

@@ -14,7 +14,7 @@ from enum import Enum
 
 from p2pllm.config import RecordConfig
 from p2pllm.dht.log import ChangeLog, Page
-from p2pllm.dht.record import Announcement, newer, pack_entry, verify
+from p2pllm.dht.record import Announcement, pack_entry, verify
 from p2pllm.dht.swarmtime import SwarmTime
 from p2pllm.types import ModelId, PeerId, ServerState
 
@@ -146,15 +146,14 @@ class SwarmView:
             RemoteProtocolError: forged or malformed; whoever handed it on did not check it.
         """
         ann = verify(record)
+        old = self._entries.get(ann.model, {}).get(ann.peer)
+        if old is not None and (ann.sequence, record) <= (old.ann.sequence, old.record):
+            return Outcome.KNOWN
         if not self._follows(ann.model):
             return Outcome.FOREIGN
         issued = ann.issued_ms / 1000 + age_s
         if ann.peer != self._me:
             self.time.note(ann.peer, issued - wall, ann.peer in self._reached)
-        entries = self._entries.get(ann.model, {})
-        old = entries.get(ann.peer)
-        if old is not None and not newer(record, old.record):
-            return Outcome.KNOWN
         if self._gone.get((ann.model, ann.peer), (0, 0.0))[0] >= ann.sequence:
             return Outcome.KNOWN
         expires = now - age_s + ann.ttl_ms / 1000
