@@ -93,6 +93,9 @@ class ServerConfig:
     """A session that nobody steps for so long is closed, and the next step hears GONE."""
     answer_bytes_max: int = 64 * MIB
     """A session's credit of answers kept until they are acknowledged."""
+    answers_total_bytes: int = 1024 * MIB
+    """Credits of all sessions together: the more are open, the less a new one gets, down to ``answer_bytes_min``."""
+    answer_bytes_min: int = 4 * MIB
     prefill_chunk_tokens: int = 256
     """Longer steps are computed in such chunks, so that others' next tokens get in between."""
     pass_target_s: float = 0.25

@@ -8,18 +8,21 @@ what it asked for holds up its own channel only, at a bounded backlog.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 
 import trio
 
 from p2pllm.config import WireLimits
-from p2pllm.errors import PeerLost, RemoteProtocolError
+from p2pllm.errors import LocalProtocolError, PeerLost, RemoteProtocolError
 from p2pllm.ports import Stream
 from p2pllm.types import PeerId, Priority
 from p2pllm.wire.frame import MessageReader, encode_frames, encode_message
 from p2pllm.wire.messages import Message
 from p2pllm.wire.session import Payload
+
+log = logging.getLogger(__name__)
 
 READ_BYTES = 256 * 1024
 
@@ -107,6 +110,9 @@ class Channel:
             while self._outbox and not self.dead:
                 await self._send(*self._outbox.popleft())
         except PeerLost:
+            self.abort()
+        except LocalProtocolError:
+            log.exception("a message to %s breaks the protocol", self.peer)
             self.abort()
         except trio.Cancelled:
             self.abort()  # a message that was cut off leaves a stream that nobody can use

@@ -7,8 +7,10 @@ page lists change when a step is accepted, in order, and go back when it is refu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
+from p2pllm.errors import LocalProtocolError
 from p2pllm.server.backend import RowCopy, SpanTask
 from p2pllm.server.channel import Channel
 from p2pllm.server.engine import Engine
@@ -20,6 +22,8 @@ from p2pllm.types import PeerId, SessionId
 from p2pllm.wire.messages import FaultKind, Message, Open, Step
 from p2pllm.wire.session import Bind, End, Payload, Run, Send, ServerEvent, ServerPhase, Withdraw
 from p2pllm.wire.session_server import ServerSession
+
+log = logging.getLogger(__name__)
 
 
 class Hosted:
@@ -40,6 +44,8 @@ class Hosted:
         self.channel: Channel | None = None
         self.used_s = 0.0
         """When the last step came; the owner keeps it."""
+        self.credit_bytes = 0
+        """Answers that it may make us keep; the owner keeps this, too."""
         self._open = open_
         self._points = inner_points(open_.codec_points, open_.span)
         self._engine = engine
@@ -165,15 +171,22 @@ class Hosted:
             return
         if self._running.get(step) is task:
             del self._running[step]
+        try:
+            events = self._outcome(step, task, before)
+        except LocalProtocolError:
+            # Our bug, found in the middle of somebody's pass: it costs this session, not the server.
+            log.exception("step %d of a session of %s", step, self.opener)
+            events = self.automaton.end(FaultKind.INTERNAL, "the step's result cannot be told")
+        self.perform(events, None)
+
+    def _outcome(self, step: int, task: SpanTask, before: tuple[Pages, ...]) -> list[ServerEvent]:
         if task.error is None:
             assert task.answer is not None
-            events = self.automaton.answered(step, *task.answer, queue_s=task.queue_s, compute_s=task.compute_s)
-        else:
-            kind = kind_of(task.error)
-            if kind in (FaultKind.CLIENT, FaultKind.BUSY):
-                self.reservation.rows[:] = before  # refused before it touched the cache
-            events = self.automaton.failed(step, kind, reason_of(task.error), retry_after(task.error))
-        self.perform(events, None)
+            return self.automaton.answered(step, *task.answer, queue_s=task.queue_s, compute_s=task.compute_s)
+        kind = kind_of(task.error)
+        if kind in (FaultKind.CLIENT, FaultKind.BUSY):
+            self.reservation.rows[:] = before  # refused before it touched the cache
+        return self.automaton.failed(step, kind, reason_of(task.error), retry_after(task.error))
 
     def _withdraw(self, steps: tuple[int, ...]) -> None:
         for step in steps:

@@ -32,6 +32,9 @@ from p2pllm.wire.session_server import ServerSession
 
 log = logging.getLogger(__name__)
 
+CREDIT_SHARES = 16
+"""A new session's credit for kept answers is at most this part of what is not granted yet."""
+
 CARE_INTERVAL_S = 1.0
 """How often lingering and idle sessions are looked at."""
 
@@ -206,12 +209,14 @@ class Sessions:
                 self._release(peer)
         if reservation is None:
             return Overloaded("no cache room became free in time", server.busy_retry_s)
+        credit = self._credit()
         automaton = ServerSession(
             asked, peer, hidden=self._offer.hidden, limits=self._config.wire,
-            answer_bytes_max=server.answer_bytes_max, linger_s=server.linger_s,
+            answer_bytes_max=credit, linger_s=server.linger_s,
         )  # fmt: skip
         hosted = Hosted(asked, automaton, reservation, self._engine, push=self._push, ended=self._forget)
         hosted.used_s = trio.current_time()
+        hosted.credit_bytes = credit
         self._sessions[asked.session] = hosted
         conversation.bound[asked.session] = hosted
         hosted.bind(channel)
@@ -219,6 +224,13 @@ class Sessions:
         if self.draining:
             hosted.end(FaultKind.GONE, "this server is leaving")
         return None
+
+    def _credit(self) -> int:
+        """Bytes of answers that one more session may make us keep: a share of what is left for all."""
+        server = self._config.server
+        granted = sum(hosted.credit_bytes for hosted in self._sessions.values())
+        share = (server.answers_total_bytes - granted) // CREDIT_SHARES
+        return max(server.answer_bytes_min, min(server.answer_bytes_max, share))
 
     async def _watch(self, channel: Channel, waiting: trio.CancelScope) -> None:
         """Whoever hangs up while waiting in line gives up the place."""

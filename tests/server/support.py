@@ -15,6 +15,7 @@ from p2pllm.config import Config, ServerConfig, WireLimits
 from p2pllm.model.config import ModelConfig, block_tensors, parse_config
 from p2pllm.model.exact import check_exact
 from p2pllm.model.span import Segment, SpanModel
+from p2pllm.ports import Compute
 from p2pllm.server.backend import SpanBackend
 from p2pllm.server.channel import Channel
 from p2pllm.server.offer import Offer
@@ -82,7 +83,7 @@ def unpacked(header: TensorHeader, payload: Any) -> torch.Tensor:
 
 def alone(hidden: torch.Tensor, span: Span = WHOLE) -> torch.Tensor:
     """What the span gives for one whole sequence, by itself."""
-    return model(span).run(hidden, [Segment(len(hidden))]).clone()
+    return model(span).run(hidden, [Segment(len(hidden))]).clone() if len(hidden) else hidden
 
 
 # -- a server over the simulated network, and clients that speak the wire by hand
@@ -103,13 +104,14 @@ async def serving(
     span: Span = WHOLE,
     cache_tokens: int = 1024,
     pass_s: float = 0.001,
+    compute: Compute | None = None,
     **settings: Any,
 ) -> AsyncIterator[Serving]:
     """A server of ``span`` on the host ``name``."""
     host = world.host(name)
     server = ServerConfig(**settings)
     backend = SpanBackend(model(span), model(span).arena(cache_tokens, server.page_tokens))
-    made = Serving(offer(span), backend, host, SimCompute(flat_cost(pass_s)), Config(server=server), "cpu")
+    made = Serving(offer(span), backend, host, compute or SimCompute(flat_cost(pass_s)), Config(server=server), "cpu")
     host.serve(SESSION, made.handle_session)
     host.serve(PUSH, made.handle_push)
     host.serve(FORWARD, made.forwards.handle)
