@@ -8,11 +8,13 @@ fixed shapes, so that a token's result depends neither on its neighbours nor on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from p2pllm.model.config import ModelConfig
 from p2pllm.model.kv import KVArena, Place
@@ -23,6 +25,8 @@ KEY_SPLIT = 64
 QUERY_PIECE = 32
 """Exact mode: tokens of a row whose scores are held at once."""
 ROW_PAD = 8
+SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""On GPUs; cuDNN's is left out, because it builds a plan for every shape, and lengths change all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ class Plan:
             q = mine.narrow(1, 0, c.num_heads)
             if self.exact:
                 parts.append(exact_attention(q, k, v, s.position, read.low, window))
-            elif s.count == 1 and self.device.type == "cpu":
+            elif s.count == 1:
                 parts.append(_decode(q, k, v))
             else:
                 parts.append(_sdpa(q, k, v, read))
@@ -159,7 +163,10 @@ def _index(place: Place, device: torch.device) -> Tensor:
 
 
 def _decode(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One query per head, on CPU: plain products take half of SDPA's time, keys times queries being the fast way."""
+    """One query per head: plain products take half of SDPA's time on CPU, keys times queries being the fast way.
+
+    On GPUs they spare what SDPA's default backend prepares for every new number of keys.
+    """
     kv_heads, _, dim = k.shape
     groups = q.reshape(kv_heads, -1, dim)  # query heads that share a KV head become its query rows
     scores = torch.bmm(k, groups.transpose(1, 2)).mul_(dim**-0.5).transpose(1, 2)  # [kv_heads, group, keys]
@@ -171,21 +178,18 @@ def _decode(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, read: _Read) -> Tensor:
-    """Many queries of one row (or one, on an accelerator)."""
+    """Many queries of one row."""
     count, heads, dim = q.shape
     kv_heads, keys, _ = k.shape
-    grouped = q.reshape(count, kv_heads, heads // kv_heads, dim)
-    if count == 1:
-        out = functional.scaled_dot_product_attention(grouped.view(1, kv_heads, -1, dim), k[None], v[None])
-        return out.reshape(1, -1)
     spread = (kv_heads, heads // kv_heads, keys, dim)  # views: a KV head serves its group without a copy
-    out = functional.scaled_dot_product_attention(
-        grouped.permute(1, 2, 0, 3),
-        k.unsqueeze(1).expand(spread),
-        v.unsqueeze(1).expand(spread),
-        attn_mask=read.mask,
-        is_causal=read.causal,
-    )  # [kv_heads, group, count, dim]
+    with sdpa_kernel(SDPA_BACKENDS) if q.is_cuda else nullcontext():
+        out = functional.scaled_dot_product_attention(
+            q.reshape(count, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3),
+            k.unsqueeze(1).expand(spread),
+            v.unsqueeze(1).expand(spread),
+            attn_mask=read.mask,
+            is_causal=read.causal,
+        )  # [kv_heads, group, count, dim]
     return out.permute(2, 0, 1, 3).reshape(count, heads * dim)
 
 
