@@ -54,6 +54,7 @@ class LocalSwarm:
         self.folder = folder
         self.members: list[Member] = []
         self._processes: list[trio.Process] = []
+        self._numbers = itertools.count()
 
     @property
     def bootstrap(self) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ class LocalSwarm:
         Raises:
             SwarmError: it ended, or did not serve within two minutes; with the last lines of its log.
         """
-        number = len(self._processes)
+        number = next(self._numbers)
         ready, log = self.folder / f"{number}.json", self.folder / f"{number}.log"
         command = [sys.executable, "-m", "p2pllm", *arguments, "--listen", LOOPBACK, "--ready-file", str(ready)]
         command += ["--identity", str(self.folder / f"{number}.key"), "--cache-dir", str(self.folder / f"{number}")]
