@@ -19,7 +19,7 @@ from p2pllm.client.link import PeerSilent
 from p2pllm.client.planner import Wish
 from p2pllm.client.requests import ForwardRequests
 from p2pllm.client.route import Hop, Plan
-from p2pllm.errors import PeerLost, SwarmError
+from p2pllm.errors import PeerLost, SessionGone, SwarmError
 from p2pllm.types import PeerId, Span
 from p2pllm.wire import FORWARD
 
@@ -118,6 +118,8 @@ class ForwardPass:
     async def _replan(self, part: Part, border: int, deadline: float, lost: HopLost) -> Plan:
         if trio.current_time() >= deadline:
             raise lost
+        if isinstance(lost.cause, SessionGone):
+            await self._context.planner.refresh()
         try:
             wish = self._wish(Span(border, self._span.end), [part])
             plan = await self._context.planner.wait_plan(wish, deadline)

@@ -134,7 +134,10 @@ class HopSession:
                 await self._repeat_later(busy, deadline)
 
     async def aclose(self) -> None:
-        """Free the cache at the server and keep the stream, within a bound; never raises what a server can cause."""
+        """Free the cache at the server and keep the stream, within a bound; never raises what a server can cause.
+
+        Idempotent.
+        """
         if self._link is None:
             await trio.lowlevel.checkpoint()
             return
@@ -144,10 +147,11 @@ class HopSession:
                 await self._close(self._link, bound)
             except P2PLLMError as exc:
                 log.debug("session at %s was not closed cleanly: %s", self.peer_id, exc)
+        link, self._link = self._link, None
         if self._wire.phase is HopPhase.OVER:
-            self._links.give(SESSION, self._link)
+            self._links.give(SESSION, link)
         else:
-            self._link.abort()
+            link.abort()
 
     async def _close(self, link: Link, deadline: float) -> None:
         if self._wire.phase in (HopPhase.NEW, HopPhase.OVER):

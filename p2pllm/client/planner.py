@@ -120,12 +120,16 @@ class Planner:
                 if not told and now - began >= self._config.gap_grace_s:
                     told = True
                     log.warning("%s; waiting up to %.0f s more", gap, deadline - now)
-                with trio.move_on_at(min(deadline, now + REFRESH_S)):
-                    await self._view.refresh()
+                await self.refresh(min(REFRESH_S, deadline - now))
                 await trio.sleep(min(POLL_S, max(0.0, deadline - trio.current_time())))
             else:
                 await trio.lowlevel.checkpoint()
                 return plan
+
+    async def refresh(self, timeout_s: float = REFRESH_S) -> None:
+        """Look for newer announcements, within a bound: some server was not what its record says."""
+        with trio.move_on_after(timeout_s):
+            await self._view.refresh()
 
     def _usable(self, server: Announcement, wish: Wish) -> bool:
         allowed = self._config.allow_servers

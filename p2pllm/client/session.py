@@ -26,7 +26,7 @@ from p2pllm.client.hop import HopSession
 from p2pllm.client.inputs import check_ids
 from p2pllm.client.planner import Wish
 from p2pllm.client.route import Hop, Plan
-from p2pllm.errors import SwarmError, UserError
+from p2pllm.errors import SessionGone, SwarmError, UserError
 from p2pllm.types import SessionId
 from p2pllm.wire.messages import Open
 
@@ -76,9 +76,10 @@ class Session:
 
     @property
     def exact(self) -> bool:
-        """Whether all servers are of one exact numerics class: then equal inputs give equal bits, however cut."""
+        """Whether all servers are of one exact numerics class, and our own ends exact: then equal inputs give equal
+        bits, however they are cut and batched."""
         tags = {hop.numerics for hop in self._hops}
-        return len(tags) == 1 and tags.pop().endswith("/exact")
+        return len(tags) == 1 and tags.pop().endswith("/exact") and self._context.ends.exact
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -132,6 +133,8 @@ class Session:
             await _close_all(hops)
             if trio.current_time() >= deadline:
                 raise last
+            if isinstance(last.cause, SessionGone):
+                await self._context.planner.refresh()
             self._replanned += 1
 
     async def aclose(self) -> None:

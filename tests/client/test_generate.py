@@ -12,9 +12,9 @@ from p2pllm.client.context import HopLost
 from p2pllm.client.generate import Generation
 from p2pllm.client.inputs import prompts_of
 from p2pllm.client.options import GenerateOptions
-from p2pllm.errors import LocalProtocolError, UserError
+from p2pllm.errors import LocalProtocolError, SwarmError, UserError
 from p2pllm.model.tokenizer import Tokenizer
-from tests.client.harness import CONFIG, open_swarm
+from tests.client.harness import CONFIG, open_swarm, reference
 
 PROMPTS = [[5, 9, 33, 2], [60], [17, 8, 41, 3, 22, 12, 50, 6, 7, 19, 44, 31, 2, 9]]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,"
@@ -199,3 +199,38 @@ async def test_a_lost_server_ends_the_generation_with_one_line():
         with pytest.raises(HopLost, match=r"server \w+ \(blocks 0-2\) was lost"):
             [piece async for piece in pieces]
         assert len(swarm.members[1].sessions) == 0
+
+
+@pytest.mark.parametrize("fault", ["kill", "hang", "cut"])
+async def test_a_fault_at_any_moment_gives_the_right_tokens_or_one_clear_line_in_time(fault):
+    """Broken connections never cost a token; a server that is gone is told, not waited for without end."""
+    patience_s = 20.0 if fault == "cut" else 1.0
+    config = replace(CONFIG, client=replace(CONFIG.client, patience_s=patience_s, step_timeout_s=2.0, gap_grace_s=1.0))
+    expected = [reference().greedy(prompt, 6) for prompt in PROMPTS]
+    errors = []
+    for number in range(18):
+        async with open_swarm((0, 3), (3, 6)) as swarm:
+            context = swarm.context(config)
+            victim = swarm.members[number % 2]
+            strike = context.ports.network.close_peer if fault == "cut" else getattr(swarm.world, fault)
+            swarm.world.nursery.start_soon(after, 0.06 * number, strike, victim.peer if fault == "cut" else victim.name)
+            began = trio.current_time()
+            errors.append("")
+            try:
+                result = await generation(swarm, PROMPTS, context=context, max_new_tokens=6).run()
+            except SwarmError as exc:
+                errors[-1] = str(exc)
+            else:
+                assert [list(ids) for ids in result.new_ids] == expected
+            assert trio.current_time() - began < 40.0
+            assert errors[-1] == "" or (str(victim.peer) in errors[-1] and "\n" not in errors[-1])
+    # The generation takes a second: whoever strikes earlier than that is noticed.
+    assert [bool(error) for error in errors[:10]] == [fault != "cut"] * 10
+    assert fault != "cut" or not any(errors)
+
+
+async def after(seconds, strike, target):
+    await trio.sleep(seconds)
+    done = strike(target)
+    if done is not None:
+        await done

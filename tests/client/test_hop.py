@@ -283,7 +283,11 @@ async def test_closing_keeps_the_stream_for_the_next_session():
         link, reused = await links.take(hop.peer_id, SESSION)
         assert reused
         assert script.streams == 1
-        links.give(SESSION, link)
+        await hop.aclose()  # once more gives nothing back that is not its own any more
+        assert not link.dead
+        other, reused = await links.take(hop.peer_id, SESSION)
+        assert other is not link
+        assert not reused
 
 
 async def test_closing_after_a_cancelled_step_still_frees_the_cache():

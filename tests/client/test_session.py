@@ -291,6 +291,20 @@ async def test_a_server_that_no_longer_has_the_span_is_not_banned_for_long():
         assert swarm.members[0].room.cache.tokens_free == 4096
 
 
+async def test_a_server_that_moved_is_used_as_soon_as_its_new_record_is_known():
+    async with open_swarm((0, 3), (3, 6)) as swarm:
+        right = swarm.members[0].announcement
+        swarm.members[0].announcement = replace(right, span=Span(0, 6))
+
+        async def refresh():
+            swarm.members[0].announcement = right
+
+        swarm.refresh = refresh
+        async with Session(swarm.context(), max_length=64, rows=1) as session:
+            assert [(hop.span.start, hop.span.end) for hop in session.route] == [(0, 3), (3, 6)]
+        assert trio.current_time() < 3.0
+
+
 async def test_gaps_are_waited_for_and_then_named():
     async with open_swarm((0, 3)) as swarm:
         began = trio.current_time()
