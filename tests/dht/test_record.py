@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -269,3 +271,13 @@ def test_the_memo_is_bounded(monkeypatch):
 def test_ids_that_are_no_keys():
     with pytest.raises(ValueError, match="cannot announce"):
         r.sign_announcement(replace(ANN, peer=PeerId("me")), KEY.sign)
+
+
+def test_the_example_in_the_protocol_page_is_a_record():
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    section = page.split("## Announcements")[1].split("\n## ")[0]
+    example = re.findall(r"^    ([0-9a-f]{2,})$", section, re.MULTILINE)
+    ann = r.verify(bytes.fromhex("".join(example)))
+    assert (ann.peer, ann.span, ann.name) == (PEER, Span(2, 6), "desk")
+    keys = re.findall(r"^\| `(.)` \|", section, re.MULTILINE)
+    assert keys == list(msgpack.unpackb(RECORD[:-64]))
