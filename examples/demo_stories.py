@@ -15,23 +15,28 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 from demo_world import (
-    EXTRA_NAMES,
+    BEGINNINGS,
+    BETWEEN,
+    ENDINGS,
     FOODS,
     HELPERS,
+    HER_NAMES,
     HEROES,
+    HIS_NAMES,
     HOMES,
     KINDS,
     LOSSES,
-    SYLLABLES_FIRST,
-    SYLLABLES_LAST,
     TRAITS,
     TREASURES,
+    VOWELS,
 )
 
 SURE = 0.12
 """Each option is so much as likely as the one before it: the first one has about 0.88."""
 OPEN = 0.5
 """For the choices that make stories differ (who, what): the first one still has about half."""
+
+FEMALE, MALE = ("girl", "princess"), ("boy", "knight")
 
 
 def an(words: str) -> str:
@@ -61,24 +66,32 @@ class Story:
     # ---------------------------------------------------------------- the cast, in the order in which it is named
 
     def _name(self, kind: str) -> str:
-        """A name for a hero of ``kind``; now and then a rare or an invented one: names must be copied."""
+        """A name for a hero of ``kind``; often a rare or an invented one, so that names are copied, not known."""
         chance = self.rng.random()
-        if chance < 0.1:
-            return self.rng.choice(SYLLABLES_FIRST) + self.rng.choice(SYLLABLES_LAST)
-        if chance < 0.2:
-            return self.rng.choice(EXTRA_NAMES)
+        if chance < 0.15:
+            return self._invented()
+        if chance < 0.3:
+            hers = kind in FEMALE or (kind not in MALE and self.rng.random() < 0.5)
+            return self.rng.choice(HER_NAMES if hers else HIS_NAMES)
         known = [name for name, (its_kind, _) in HEROES.items() if its_kind == kind]
         return self.pick("name", known or list(HEROES), kind, ratio=0.25)
 
+    def _invented(self) -> str:
+        name = self.rng.choice(BEGINNINGS) + self.rng.choice(VOWELS)
+        for _ in range(1 if self.rng.random() < 0.75 else 2):
+            name += self.rng.choice(BETWEEN) + self.rng.choice(VOWELS)
+        return name + (self.rng.choice(ENDINGS) if self.rng.random() < 0.3 else "")
+
     def _set_hero(self, name: str, kind: str, trait: str) -> None:
-        she = HEROES[name][1] if name in HEROES else ("she" if name[-1] in "aeiy" else "he")
-        if kind in ("girl", "princess"):
-            she = "she"
-        elif kind in ("boy", "knight"):
-            she = "he"
+        if kind in FEMALE or kind in MALE:
+            she = "she" if kind in FEMALE else "he"
+        elif name in HEROES:
+            she = HEROES[name][1]
+        else:
+            she = "she" if name in HER_NAMES or (name not in HIS_NAMES and name[-1] in "aeiy") else "he"
         her, herself = ("her", "her") if she == "she" else ("his", "him")
         self.cast.update(N=name, kind=kind, trait=trait, she=she, She=she.capitalize(), her=her, him=herself)
-        self.cast.update(a_trait=an(trait), a_kind=an(kind), Her=her.capitalize())
+        self.cast.update(a_trait=an(trait), A_trait=an(trait).capitalize(), a_kind=an(kind), Her=her.capitalize())
 
     def _set_home(self) -> None:
         home = self.pick("home", list(HOMES), self.cast["kind"], ratio=0.3)
@@ -108,29 +121,42 @@ class Story:
     def opening(self) -> str:
         """Who and where. The order in which kind, name and trait are drawn is the order in which they are told."""
         form = self.rng.random()
-        if form < 0.62:
+        if form < 0.6:
             trait = self.pick("trait", list(TRAITS), ratio=OPEN)
             kind = self.pick("kind", KINDS, trait, ratio=OPEN)
             self._set_hero(self._name(kind), kind, trait)
             self._set_home()
-            if form < 0.55:
+            if form < 0.52:
                 return self.say("once", "Once upon a time there was {a_trait} {kind} named {N}. {She} lived in {home}.")
-            return self.say("once", "Once upon a time, in {home}, there lived {a_trait} {kind} named {N}.")
+            return self.say("in", "Once upon a time, in {home}, there lived {a_trait} {kind} named {N}.")
         kind = self.rng.choice(KINDS)
         name = self._name(kind)
-        if form < 0.8 and name in HEROES:
+        if self.rng.random() < 0.5 and name in HEROES:
             kind = HEROES[name][0]
         self._set_hero(name, kind, self.pick("trait", list(TRAITS), kind))
         self._set_home()
-        if form < 0.8:
+        if form < 0.7:
             return self.say("was", "{N} was {a_trait} {kind} who lived in {home}.")
-        if form < 0.9:
+        if form < 0.77:
             return self.say("the", "{N} the {kind} lived in {home}. {She} was very {trait}.")
-        return self.say("there", "There once was {a_kind} named {N}, who was very {trait} and lived in {home}.")
+        if form < 0.84:
+            return self.say("there", "There once was {a_kind} named {N}, who was very {trait} and lived in {home}.")
+        if form < 0.88:
+            self._set_friend()
+            return self.say(
+                "two",
+                "Once upon a time there were two friends, {N} the {kind} and {F} the {fkind}. They lived in {home}.",
+            )
+        if form < 0.92:
+            return self.say("a", "{A_trait} {kind} named {N} lived in {home}.")
+        if form < 0.96:
+            return self.say("home", "In {home} there lived {a_kind} named {N}. {She} was very {trait}.")
+        return self.say("story", "This is the story of {N}, {a_trait} {kind} who lived in {home}.")
 
     def treasure(self) -> str:
         self._set_treasure()
-        self._set_friend()
+        if "F" not in self.cast:
+            self._set_friend()
         return " ".join(
             (
                 self.say(

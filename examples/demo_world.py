@@ -34,21 +34,45 @@ HEROES: dict[str, tuple[str, str]] = {
     "Arthur": ("knight", "he"),
 }
 
-EXTRA_NAMES = (
+HER_NAMES = (
     "Emma", "Olivia", "Sophia", "Alice", "Clara", "Ella", "Eva", "Ida", "Julia", "Laura", "Maria", "Martha",
-    "Molly", "Sarah", "Sofia", "Zoe", "Amy", "Grace", "Lucy", "Jane", "Jack", "Peter", "Paul", "Henry", "Oliver",
-    "Noah", "Lucas", "Adam", "Alex", "David", "Daniel", "George", "James", "John", "Karl", "Otto", "Simon", "Theo",
-    "Victor", "Will",
+    "Molly", "Sarah", "Sofia", "Zoe", "Amy", "Grace", "Lucy", "Jane", "Chloe", "Elena", "Irina", "Olga", "Natasha",
+    "Katya", "Anya", "Svetlana", "Marina", "Xenia", "Daria", "Priya", "Anjali", "Lakshmi", "Meera", "Aisha",
+    "Fatima", "Layla", "Leila", "Yasmin", "Zahra", "Amina", "Nadia", "Mei", "Yuki", "Sakura", "Hana", "Aiko",
+    "Naomi", "Linh", "Mai", "Jin", "Sora", "Ingrid", "Astrid", "Freya", "Greta", "Heidi", "Elsa", "Frida", "Paula",
+    "Carmen", "Lucia", "Isabel", "Camila", "Valentina", "Gabriela", "Ana", "Rosa", "Pilar", "Ines", "Chiara",
+    "Giulia", "Francesca", "Bianca", "Camille", "Amelie", "Manon", "Juliette", "Claire", "Nicole", "Sylvie",
+    "Agnes", "Hannah", "Rachel", "Rebecca", "Miriam", "Esther", "Ruth", "Abigail", "Emily", "Charlotte", "Victoria",
+    "Elizabeth", "Kate", "Helen", "Susan", "Linda", "Mary", "Anne", "Rose", "Violet", "Ivy", "Stella", "Nina",
+    "Tanya", "Vera", "Polina", "Alexandra", "Michelle", "Jessica", "Jennifer", "Ashley", "Megan", "Bella", "Mila",
+    "Lena", "Lara", "Maya", "Nala", "Zuri", "Imani", "Amara", "Ada", "Edith", "Dora",
 )  # fmt: skip
 
-SYLLABLES_FIRST = (
-    "Ba", "Be", "Bo", "Da", "Do", "El", "Fa", "Fi", "Ga", "Go", "Ha", "Jo", "Ka", "Ki", "Lo", "Lu", "Ma", "Mo",
-    "Na", "No", "Pa", "Po", "Ra", "Ri", "Sa", "Ta", "Ti", "Va", "Wa", "Zo",
+HIS_NAMES = (
+    "Jack", "Peter", "Paul", "Henry", "Oliver", "Noah", "Lucas", "Adam", "Alex", "David", "Daniel", "George",
+    "James", "John", "Karl", "Otto", "Simon", "Theo", "Victor", "Will", "Ivan", "Dmitri", "Sergei", "Alexei",
+    "Boris", "Igor", "Nikolai", "Pavel", "Oleg", "Yuri", "Misha", "Arjun", "Ravi", "Rahul", "Amit", "Sanjay",
+    "Vikram", "Mohammed", "Ahmed", "Ali", "Omar", "Hassan", "Yusuf", "Karim", "Tariq", "Wei", "Chen", "Li", "Hiro",
+    "Kenji", "Takeshi", "Ren", "Kai", "Minh", "Joon", "Lars", "Erik", "Sven", "Olaf", "Hans", "Fritz", "Emil",
+    "Anton", "Jonas", "Carlos", "Diego", "Pablo", "Luis", "Miguel", "Jose", "Juan", "Pedro", "Antonio", "Marco",
+    "Luca", "Matteo", "Giovanni", "Pierre", "Louis", "Jean", "Michel", "Andre", "Luc", "Hugues", "Marcel", "Isaac",
+    "Jacob", "Samuel", "Benjamin", "Joseph", "Aaron", "Ethan", "Michael", "William", "Robert", "Richard", "Thomas",
+    "Charles", "Edward", "Frank", "Mark", "Steve", "Mike", "Bob", "Bill", "Joe", "Nick", "Chris", "Matt", "Josh",
+    "Ryan", "Kevin", "Brian", "Eric", "Scott", "Jason", "Justin", "Tyler", "Kofi", "Kwame", "Jabari", "Zuberi",
+    "Tim", "Jim", "Rob", "Ted", "Ned", "Gus", "Ralph", "Walter", "Albert", "Arnold", "Felipe",
 )  # fmt: skip
-SYLLABLES_LAST = (
-    "bel", "bo", "da", "di", "do", "fi", "ki", "la", "lin", "lo", "mi", "mon", "na", "nik", "ra", "ric", "ro", "sa",
-    "ta", "ton", "vi", "wen", "xi", "za",
+
+# Invented names: beginning, vowel, a sound between, vowel, an end. Nobody has seen them: they must be copied.
+BEGINNINGS = (
+    "B", "C", "D", "F", "G", "H", "J", "K", "L", "M", "N", "P", "R", "S", "T", "V", "W", "Y", "Z", "X", "Br", "Ch",
+    "Cl", "Cr", "Dr", "Fl", "Fr", "Gr", "Kr", "Pl", "Qu", "Sh", "Sk", "St", "Th", "Tr", "Zh",
 )  # fmt: skip
+VOWELS = ("a", "a", "e", "e", "i", "i", "o", "o", "u", "y", "ai", "ea", "ee", "ia", "io", "oo", "ou")
+BETWEEN = (
+    "b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "x", "z", "bb", "br", "ck", "dr", "ff", "ll", "lm",
+    "mb", "nd", "ng", "nk", "nn", "rb", "rl", "rn", "rt", "ss", "st", "th", "tt", "xt", "zz",
+)  # fmt: skip
+ENDINGS = ("n", "r", "s", "l", "x", "k", "m", "d", "t", "th", "ck", "nd", "ng", "z")
 
 KINDS = (
     "girl", "boy", "fox", "bear", "rabbit", "mouse", "cat", "dog", "dragon", "robot", "squirrel", "hedgehog",
