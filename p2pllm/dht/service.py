@@ -88,7 +88,7 @@ class Directory:
         self._ask_now = trio.Event()
         self._gossip_now = trio.Event()
         self._asked = trio.Event()
-        self._joined = trio.Event()
+        self._joined = trio.Event()  # the first peer has connected, or the bootstrap is over
         self._found_at = -math.inf
 
     # -- for everybody
@@ -200,7 +200,7 @@ class Directory:
     async def _ask_loop(self) -> None:
         failures = 0
         if not self._partners.remembered():
-            await self._ask_now.wait()  # the first peer to connect, or the end of the bootstrap
+            await self._joined.wait()
         while True:
             self._ask_now = trio.Event()
             answered = await self._ask_around()
