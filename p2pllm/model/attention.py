@@ -50,13 +50,30 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """Which keys one segment looks at: tokens ``low`` .. end of its row, masked where ``mask`` is False."""
+class Piece:
+    """Exact mode's share of a segment: queries ``first`` .. ``last`` - 1, and the keys that they may see.
 
-    low: int
+    Attributes:
+        keys: slice of the keys that were read; it begins at a border of key splits.
+        rows: query rows (tokens times heads per KV head), padded.
+        hidden: True where a row does not see a key: bool [splits, rows, KEY_SPLIT].
+    """
+
+    first: int
+    last: int
+    keys: slice
+    rows: int
+    hidden: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Which keys one segment looks at: those at ``place`` (None: the fresh ones), masked where ``mask`` is False."""
+
     place: Place | None
-    mask: Tensor | None
-    causal: bool
+    mask: Tensor | None = None
+    causal: bool = False
+    pieces: tuple[Piece, ...] = ()
 
 
 class Plan:
@@ -118,12 +135,14 @@ class Plan:
         fresh = s.position == 0 or self._kv is None or s.slots is None
         place = None if fresh or self._kv is None or s.slots is None else self._kv.place(s.slots, low, end)
         windowed = window is not None and end - low > window
-        if self.exact or s.count == 1:
-            return _Read(low, place, None, causal=False)
+        if self.exact:
+            group = self.config.num_heads // self.config.num_kv_heads
+            return _Read(place, pieces=exact_pieces(s.count, s.position, low, window, group, self.device))
+        if s.count == 1:
+            return _Read(place)
         if s.position == 0 and not windowed:
-            return _Read(low, place, None, causal=True)
-        mask = visible(torch.arange(s.position, end), torch.arange(low, end), window).to(self.device)
-        return _Read(low, place, mask, causal=False)
+            return _Read(place, causal=True)
+        return _Read(place, visible(torch.arange(s.position, end), torch.arange(low, end), window).to(self.device))
 
     def attend(self, block: int, window: int | None, qkv: Tensor) -> Tensor:
         """Rotated [T, heads + 2 * kv_heads, head_dim] -> [T, heads * head_dim]; the cache is already written."""
@@ -138,7 +157,7 @@ class Plan:
                 k, v = mine.narrow(1, c.num_heads, 2 * c.num_kv_heads).transpose(0, 1).chunk(2)
             q = mine.narrow(1, 0, c.num_heads)
             if self.exact:
-                parts.append(exact_attention(q, k, v, s.position, read.low, window))
+                parts.append(exact_attention(q, k, v, read.pieces))
             elif s.count == 1:
                 parts.append(_decode(q, k, v))
             else:
@@ -193,37 +212,43 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, read: _Read) -> Tensor:
     return out.permute(2, 0, 1, 3).reshape(count, heads * dim)
 
 
-def exact_attention(q: Tensor, k: Tensor, v: Tensor, position: int, low: int, window: int | None) -> Tensor:
+def exact_pieces(
+    count: int, position: int, low: int, window: int | None, group: int, device: torch.device | str = "cpu"
+) -> tuple[Piece, ...]:
+    """How exact mode cuts a segment whose keys are read from position ``low``, a multiple of ``KEY_SPLIT``, on."""
+    pieces = []
+    for first in range(0, count, QUERY_PIECE):
+        last = min(count, first + QUERY_PIECE)
+        start, end = position + first, position + last
+        begin = low if window is None else max(low, (start + 1 - window) // KEY_SPLIT * KEY_SPLIT)
+        splits = -(-(end - begin) // KEY_SPLIT)
+        rows = -(-(last - first) * group // ROW_PAD) * ROW_PAD
+        queries = (start + torch.arange(rows) // group).clamp_(max=end - 1)  # surplus rows repeat the last token's view
+        seen = visible(queries, torch.arange(begin, begin + splits * KEY_SPLIT), window)
+        hidden = ~seen.view(rows, splits, KEY_SPLIT).transpose(0, 1).contiguous()
+        pieces.append(Piece(first, last, slice(begin - low, end - low), rows, hidden.to(device)))
+    return tuple(pieces)
+
+
+def exact_attention(q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Piece]) -> Tensor:
     """Attention whose result per query depends on nothing but the query, its position and its keys.
 
-    ``k`` and ``v`` [kv_heads, L, dim] begin at position ``low``, a multiple of ``KEY_SPLIT``. Runs of keys that a query
-    does not see contribute exact zeros, so how many of them are in the call does not matter.
+    Runs of keys that a query does not see contribute exact zeros, so how many of them are in the call does not matter.
     """
-    pieces = []
-    for first in range(0, len(q), QUERY_PIECE):
-        piece = q[first : first + QUERY_PIECE]
-        start = position + first
-        end = start + len(piece)
-        begin = low if window is None else max(low, (start + 1 - window) // KEY_SPLIT * KEY_SPLIT)
-        seen = slice(begin - low, end - low)
-        pieces.append(_exact_piece(piece, k[:, seen], v[:, seen], start, begin, window))
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    outs = [_exact_piece(q[p.first : p.last], k[:, p.keys], v[:, p.keys], p) for p in pieces]
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _exact_piece(q: Tensor, k: Tensor, v: Tensor, start: int, begin: int, window: int | None) -> Tensor:
+def _exact_piece(q: Tensor, k: Tensor, v: Tensor, piece: Piece) -> Tensor:
     count, heads, dim = q.shape
-    kv_heads, length, _ = k.shape
+    kv_heads, rows, splits = k.shape[0], piece.rows, len(piece.hidden)
     group = heads // kv_heads
-    splits = -(-length // KEY_SPLIT)
     keys, values = _whole_splits(k, splits), _whole_splits(v, splits)  # [kv_heads * splits, KEY_SPLIT, dim]
-    rows = -(-count * group // ROW_PAD) * ROW_PAD
     queries = q.new_zeros(kv_heads, rows, dim)
     queries[:, : count * group] = q.reshape(count, kv_heads, group, dim).transpose(0, 1).reshape(kv_heads, -1, dim)
     spread = queries.unsqueeze(1).expand(kv_heads, splits, rows, dim).reshape(kv_heads * splits, rows, dim)
     scores = torch.bmm(spread, keys.transpose(1, 2)).view(kv_heads, splits, rows, KEY_SPLIT).mul_(dim**-0.5)
-    tokens = torch.arange(rows, device=q.device).div_(group, rounding_mode="floor").clamp_(max=count - 1)
-    mask = visible(tokens + start, torch.arange(begin, begin + splits * KEY_SPLIT, device=q.device), window)
-    scores.masked_fill_(~mask.view(rows, splits, KEY_SPLIT).transpose(0, 1), float("-inf"))
+    scores.masked_fill_(piece.hidden, float("-inf"))
     weights = scores.sub_(scores.amax(dim=(1, 3), keepdim=True)).exp_()
     sums = weights.sum(dim=-1)  # [kv_heads, splits, rows]
     outs = torch.bmm(weights.view(-1, rows, KEY_SPLIT), values).view(kv_heads, splits, rows, dim)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from p2pllm.model.attention import KEY_SPLIT, ROW_PAD, Segment
+from p2pllm.model.attention import KEY_SPLIT, ROW_PAD, Segment, exact_attention, exact_pieces
 from p2pllm.model.kv import KVArena
 from p2pllm.model.layers import as_dtype, dtype_name
 from p2pllm.model.product import ROW_TILE, Product
@@ -23,6 +23,7 @@ ROWS_MAX = 17
 SEQUENCE = 2 * KEY_SPLIT
 """Tokens of the probe sequences: there are whole key splits before them, and borders of splits inside."""
 COPIES = 3
+LONG = 12 * KEY_SPLIT
 
 
 def check_exact(model: SpanModel) -> bool:
@@ -37,7 +38,7 @@ def check_exact(model: SpanModel) -> bool:
     probe = _probe(model)
     for row_tile in (None, ROW_TILE):
         probe.set_row_tile(row_tile)
-        if _rows_alone_equal_rows_together(probe) and _cuts_do_not_matter(probe):
+        if _rows_alone_equal_rows_together(probe) and _cuts_do_not_matter(probe) and _length_does_not_matter(probe):
             model.set_row_tile(row_tile)
             return True
     model.set_row_tile(None)
@@ -106,6 +107,23 @@ def _cuts_do_not_matter(probe: SpanModel) -> bool:
             if not torch.equal(y, whole[first : first + size]):
                 return False
     return True
+
+
+def _length_does_not_matter(probe: SpanModel) -> bool:
+    """Attention alone over a long sequence, where it has many key splits: whole against its last tokens one by one."""
+    config = probe.config
+    generator = torch.Generator().manual_seed(4)
+    group = config.num_heads // config.num_kv_heads
+    q = torch.randn(LONG, config.num_heads, config.head_dim, generator=generator)
+    k, v = torch.randn(2, config.num_kv_heads, LONG, config.head_dim, generator=generator)
+    start = LONG - 2 * ROWS_MAX
+
+    def attend(first: int, last: int) -> Tensor:
+        pieces = exact_pieces(last - first, first, 0, None, group)
+        return exact_attention(q[first:last], k[:, :last], v[:, :last], pieces)
+
+    whole = attend(start, LONG)
+    return all(torch.equal(attend(at, at + 1), whole[at - start : at - start + 1]) for at in range(start, LONG, 3))
 
 
 def _arena(probe: SpanModel, rows: int) -> tuple[KVArena, list[list[int]]]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from p2pllm.model.attention import KEY_SPLIT, Plan, Segment, exact_attention, visible
+from p2pllm.model.attention import KEY_SPLIT, Plan, Segment, exact_attention, exact_pieces, visible
 from p2pllm.model.config import ModelConfig, RopeConfig
 from p2pllm.model.kv import KVArena
 from p2pllm.model.rope import Rope
@@ -67,10 +67,11 @@ def test_exact_attention_ignores_the_cut_and_splits_that_are_out_of_sight() -> N
     length, window = 3 * KEY_SPLIT + 5, 40
     q, k, v = torch.randn(length, 4, 16), torch.randn(2, length, 16), torch.randn(2, length, 16)
     for limit in (None, window):
-        whole = exact_attention(q, k, v, 0, 0, limit)
+        whole = exact_attention(q, k, v, exact_pieces(length, 0, 0, limit, 2))
         for first, last in ((0, 1), (70, 71), (100, 133), (130, length), (length - 1, length)):
             low = 0 if limit is None else max(0, first + 1 - limit) // KEY_SPLIT * KEY_SPLIT
-            part = exact_attention(q[first:last], k[:, low:last], v[:, low:last], first, low, limit)
+            pieces = exact_pieces(last - first, first, low, limit, 2)
+            part = exact_attention(q[first:last], k[:, low:last], v[:, low:last], pieces)
             assert torch.equal(part, whole[first:last])
 
 
