@@ -101,9 +101,11 @@ class HopSession:
         tail: int = -1,
         sources: tuple[int, ...] = (),
     ) -> None:
-        """Send one step; a stream that breaks meanwhile is ``receive``'s business, which repeats the step."""
+        """Send one step; what goes wrong meanwhile is ``receive``'s business: it repeats the step, or says why not."""
         await self._take_turn()
         try:
+            if self._wire.phase is not HopPhase.READY:
+                return
             step = self._wire.step(positions, counts, packed.tensor, packed.payload, sources=sources, tail=tail)
             telling = not self._sent and packed.tokens <= MEASURED_TOKENS_MAX
             self._sent.append((step.step, _Sent(trio.current_time(), telling)))

@@ -92,7 +92,8 @@ class Planner:
         except CoverageError as gap:
             if len(free) < len(usable):
                 self._choose(usable, wish)  # a gap even with them: that one is told
-                text = f"{name_blocks(gap.missing)} of {wish.span.end} are served only by servers that failed just now"
+                blocks = f"{name_blocks(gap.missing)} of {wish.span.end}"
+                text = f"{blocks} are served only by servers that failed, or were full, just now"
                 raise CoverageError(text, gap.missing) from None
             if self._config.allow_servers:
                 raise CoverageError(f"{gap}, as far as servers are allowed", gap.missing) from None

@@ -57,6 +57,22 @@ async def test_generate_forward_session_and_the_ends():
         assert not hidden.is_inference()
 
 
+async def test_many_at_once_get_what_each_gets_alone():
+    async with connected((0, 3), (3, 6)) as (swarm, model):
+        texts = [[*[5, 9, 33, 2, 60][: 1 + i % 5], i] for i in range(8)]
+        results = {}
+
+        async def one(number):
+            results[number] = await model.generate(texts[number], max_new_tokens=6)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(one, number)
+        for number, text in enumerate(texts):
+            assert list(results[number].new_ids[0]) == swarm.reference.greedy(text, 6)
+        assert swarm.members[0].engine.passes < 8 * 7  # steps of several sessions went through in one pass
+
+
 async def test_activations_may_be_chosen_per_call():
     async with connected((0, 3), (3, 6)) as (_, model):
         exact = await model.forward(IDS)

@@ -157,7 +157,7 @@ async def test_banned_servers_are_avoided_and_a_gap_that_bans_make_is_told_as_su
     assert chosen(planner(servers, peers=peers).plan(Wish(WHOLE))) == [("b", 0, 8)]
     for exact in (False, True):
         alone = [replace(servers[0], numerics=EXACT)]
-        with pytest.raises(CoverageError, match="served only by servers that failed just now"):
+        with pytest.raises(CoverageError, match="served only by servers that failed, or were full"):
             planner(alone, peers=peers).plan(Wish(WHOLE, exact=exact))
     with pytest.raises(CoverageError, match="nobody serves blocks 4-7 of 8"):
         planner([server("a", 0, 4)], peers=peers).plan(Wish(WHOLE))

@@ -208,6 +208,23 @@ async def kill_later(world, name, seconds):
     world.kill(name)
 
 
+@pytest.mark.parametrize("moment", range(0, 30, 3))
+async def test_a_server_that_ends_the_session_while_many_steps_are_under_way(moment):
+    async with (
+        open_swarm((0, 3), (3, 6)) as swarm,
+        Session(swarm.context(client(prefill_chunk_tokens=1)), max_length=128, rows=1) as session,
+    ):
+
+        async def end():
+            await trio.sleep(0.07 + 0.01 * moment)
+            for hosted in list(swarm.members[1].sessions._sessions.values()):
+                await swarm.members[1].sessions._end(hosted, "this server is leaving")
+
+        swarm.world.nursery.start_soon(end)
+        with pytest.raises(HopLost, match=r"blocks 3-5\) does not have the session any more: this server is leaving"):
+            await session.step(ids(IDS * 2))
+
+
 async def test_a_hung_server_is_noticed_at_the_deadline():
     async with (
         open_swarm((0, 6)) as swarm,
