@@ -12,7 +12,7 @@ from dataclasses import replace
 import trio
 
 from p2pllm.config import RecordConfig
-from p2pllm.dht.record import ADDRS_MAX, Announcement, model_key, record_key, sign_announcement
+from p2pllm.dht.record import ADDRS_MAX, Announcement, Throughput, model_key, record_key, sign_announcement
 from p2pllm.errors import LocalProtocolError, PeerLost, StorageError
 from p2pllm.ports import Ports
 from p2pllm.types import ModelId, ServerState
@@ -63,14 +63,16 @@ class Publisher:
         except StorageError as exc:
             log.warning("the announcement's sequence number was not saved: %s", exc)
 
-    def want(self, ann: Announcement) -> None:
-        """Announce this from now on, in place of what was announced for its model.
+    def want(self, ann: Announcement) -> bool:
+        """Announce this from now on, in place of what was announced for its model; True when more than load changed.
 
         Raises:
             ValueError: a field breaks a bound.
         """
         sign_announcement(self._stamp(ann, 1), self._ports.network.sign)
+        before = self._wanted.get(ann.model)
         self._wanted[ann.model] = ann
+        return before is None or _without_load(before) != _without_load(ann)
 
     def leave(self) -> None:
         """Announce from now on that this server is gone."""
@@ -132,3 +134,7 @@ class Publisher:
     def forget_provided(self) -> None:
         """The DHT may have lost us: provide again with the next record."""
         self._provided.clear()
+
+
+def _without_load(ann: Announcement) -> Announcement:
+    return replace(ann, queue=0, cache_tokens_free=0, throughput=Throughput(), pings=())

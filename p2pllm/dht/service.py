@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ANNOUNCE_FANOUT = 4
+ANNOUNCE_PAUSE_S = 0.5
+"""Changes that follow each other closely are published together."""
 GOSSIP_FANOUT = 3
 WITHDRAW_FANOUT = 16
 WITHDRAW_TIMEOUT_S = 4.0
@@ -90,6 +92,7 @@ class Directory:
         self._asked = trio.Event()
         self._joined = trio.Event()  # the first peer has connected, or the bootstrap is over
         self._found_at = -math.inf
+        self._announced_at = -math.inf
 
     # -- for everybody
 
@@ -132,13 +135,15 @@ class Directory:
 
     def members(self) -> list[tuple[PeerId, tuple[str, ...]]]:
         """Members worth remembering for the next start, the best first."""
-        found = {ann.peer: ann.addrs for ann in self.view.peers() if self.view.reached(ann.peer) and ann.addrs}
-        found.pop(self._ports.network.me, None)
+        servers = [ann for ann in self.view.peers() if ann.addrs and ann.peer != self._ports.network.me]
+        found = {ann.peer: ann.addrs for ann in servers if self.view.reached(ann.peer)}
         for peer in self._partners.answering():
             path = self._ports.network.path(peer)
             if peer not in found and path is not None and path.direct:
                 address = path.address if "/p2p/" in path.address else f"{path.address}/p2p/{peer}"
                 found[peer] = (address,)
+        for ann in servers:
+            found.setdefault(ann.peer, ann.addrs)
         return list(found.items())[:64]
 
     # -- for servers
@@ -146,11 +151,14 @@ class Directory:
     def announce(self, ann: Announcement) -> None:
         """Publish this now, and again and again until the next call; peer, addresses and times are filled in.
 
+        When only the load is another one than before, and the last record is young, it goes out with the next one.
+
         Raises:
             ValueError: a field breaks a bound.
         """
-        self._publisher.want(ann)
-        self._announce_now.set()
+        stale = trio.current_time() - self._announced_at > self._config.announce_interval_s / 2
+        if self._publisher.want(ann) or stale:
+            self._announce_now.set()
 
     def record(self, model: ModelId) -> bytes:
         """Our current signed record, empty when there is none."""
@@ -158,6 +166,8 @@ class Directory:
 
     async def withdraw(self) -> None:
         """Tell the swarm that we leave, as far as it can be told within a few seconds."""
+        if not self._publisher.wanted:
+            return
         self._publisher.leave()
         await self._renew()
         with trio.move_on_after(WITHDRAW_TIMEOUT_S):
@@ -178,12 +188,14 @@ class Directory:
                 pause = self._config.announce_interval_s
                 continue
             await self._renew()
+            self._announced_at = trio.current_time()
             await self._joined.wait()
             async with trio.open_nursery() as nursery:
                 for peer in self._choose(ANNOUNCE_FANOUT):
                     nursery.start_soon(self._offer, peer, self._mine())
                 stored = await self._publisher.store()
             pause = self._jitter(self._config.announce_interval_s if stored else self._config.rebootstrap_interval_s)
+            await trio.sleep(ANNOUNCE_PAUSE_S)
 
     async def _renew(self) -> None:
         self._publisher.correct(self.view.time.offset_s())

@@ -84,6 +84,15 @@ async def test_a_small_error_of_our_clock_is_left_alone_and_a_large_one_correcte
         assert one.correct(0.0)
 
 
+async def test_load_is_told_apart_from_everything_else():
+    async with SimWorld() as world:
+        one, _ = publisher(world)
+        assert one.want(announcement())
+        assert not one.want(announcement(queue=3, cache_tokens_free=1))
+        assert one.want(announcement(state=ServerState.DRAINING))
+        await trio.lowlevel.checkpoint()
+
+
 async def test_leaving_says_offline_for_every_model():
     async with SimWorld() as world:
         one, _ = publisher(world)

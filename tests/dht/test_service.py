@@ -214,6 +214,33 @@ async def test_announcing_nonsense_is_told_at_once():
         assert node.directory.record(MODEL) == b""
 
 
+async def test_changes_go_out_at_once_and_mere_load_with_the_next_record():
+    async with SimWorld(20) as world:
+        bootstrap_node(world)
+        node = Node(world, "s").serve()
+        await trio.sleep(5)
+        first = verify(node.directory.record(MODEL))
+        node.serve(cache_tokens_free=5, queue=1)
+        await trio.sleep(5)
+        assert verify(node.directory.record(MODEL)) == first
+        await trio.sleep(90)
+        later = verify(node.directory.record(MODEL))
+        assert (later.cache_tokens_free, later.queue) == (5, 1)
+        node.serve(state=ServerState.DRAINING)
+        await trio.sleep(1)
+        assert verify(node.directory.record(MODEL)).state is ServerState.DRAINING
+
+
+async def test_one_that_serves_nothing_leaves_without_a_word():
+    async with SimWorld(21) as world:
+        bootstrap_node(world)
+        client = Node(world, "client")
+        await trio.sleep(5)
+        begun = trio.current_time()
+        await client.directory.withdraw()
+        assert trio.current_time() == begun
+
+
 async def test_the_record_lies_in_the_dht_too():
     async with SimWorld(15) as world:
         boot = bootstrap_node(world)

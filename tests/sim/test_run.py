@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 from p2pllm.errors import PeerLost
 from sim.network import SimWorld
 from sim.ports import sim_ports
 from sim.run import run
+from tests.dht.swarm import Node, bootstrap_node
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -53,13 +55,33 @@ def busy_world(seed: int) -> str:
     return run(main, seed)
 
 
-def test_same_seed_same_trace_other_seed_another():
-    assert busy_world(7) == busy_world(7)
-    assert busy_world(7) != busy_world(8)
+def swarm_of_directories(seed: int) -> str:
+    """Production code with gossip, DHT, crashes and partitions."""
+
+    async def main() -> str:
+        async with SimWorld(seed) as world:
+            bootstrap_node(world)
+            nodes = [Node(world, f"s{i}").serve() for i in range(6)]
+            await trio.sleep(40)
+            world.kill("s1")
+            world.partition(["s2", "s3"])
+            await trio.sleep(60)
+            world.heal()
+            await nodes[4].directory.withdraw()
+            await trio.sleep(60)
+            return world.trace_hash()
+
+    return run(main, seed)
+
+
+@pytest.mark.parametrize("swarm", [busy_world, swarm_of_directories])
+def test_same_seed_same_trace_other_seed_another(swarm):
+    assert swarm(7) == swarm(7)
+    assert swarm(7) != swarm(8)
 
 
 def test_the_trace_is_the_same_in_another_process_with_another_hash_seed():
-    code = "import tests.sim.test_run as t; print(t.busy_world(7))"
+    code = "import tests.sim.test_run as t; print(t.busy_world(7), t.swarm_of_directories(7))"
     for hash_seed in ("1", "4242"):
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -70,7 +92,7 @@ def test_the_trace_is_the_same_in_another_process_with_another_hash_seed():
             check=True,
             timeout=60,
         )
-        assert done.stdout.strip() == busy_world(7)
+        assert done.stdout.split() == [busy_world(7), swarm_of_directories(7)]
 
 
 def test_trios_switch_is_put_back():
