@@ -106,6 +106,9 @@ class ServerConfig:
     """Waiting steps over all sessions; one more hears BUSY."""
     queue_bytes_max: int = 512 * MIB
     """Their payloads; a step that would exceed it hears BUSY."""
+    queue_per_peer_max: int = 256
+    queue_bytes_per_peer_max: int = 128 * MIB
+    """What one peer may fill of either, so that the others find room."""
     busy_retry_s: float = 2.0
     """What a server that is full suggests to wait."""
     stream_idle_s: float = 300.0

@@ -50,6 +50,11 @@ class Channel:
     def peer(self) -> PeerId:
         return self._stream.peer
 
+    @property
+    def backlog(self) -> int:
+        """Messages that are posted and not sent."""
+        return len(self._outbox)
+
     def expect_by(self, deadline: float) -> None:
         """When the next message has to be complete, also for a ``receive`` that waits already."""
         self._deadline = self._patience.deadline = deadline

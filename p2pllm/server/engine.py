@@ -12,6 +12,7 @@ waits for somebody's answer to be sent.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +26,7 @@ from p2pllm.ports import Compute
 from p2pllm.server.kvcache import Reservation
 from p2pllm.server.room import CacheRoom
 from p2pllm.server.scheduler import CHUNK_TOKENS_MIN, Job, Scheduler, Slice, chunk_for
-from p2pllm.types import Cost, WorkKind
+from p2pllm.types import Cost, PeerId, WorkKind
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class Engine:
         self._tokens_per_s = 0.0
         self._busy = False
         self._more = trio.Event()
+        self._held: Counter[PeerId] = Counter()
+        self._bytes_held: Counter[PeerId] = Counter()
         self.bytes_waiting = 0
         self.passes = 0
 
@@ -108,6 +111,9 @@ class Engine:
             return Overloaded(f"{self._scheduler.waiting} steps wait already", self._config.busy_retry_s)
         if self.bytes_waiting + task.bytes_held > self._config.queue_bytes_max:
             return Overloaded(f"{self.bytes_waiting} bytes of steps wait already", self._config.busy_retry_s)
+        jobs, held = self._held[task.peer], self._bytes_held[task.peer]
+        if jobs >= self._config.queue_per_peer_max or held + task.bytes_held > self._config.queue_bytes_per_peer_max:
+            return Overloaded(f"{jobs} steps of yours ({held} bytes) wait already", self._config.busy_retry_s)
         return None
 
     def submit(self, task: Task) -> None:
@@ -115,6 +121,8 @@ class Engine:
         task.submitted_s = trio.current_time()
         self._scheduler.add(task)
         self.bytes_waiting += task.bytes_held
+        self._held[task.peer] += 1
+        self._bytes_held[task.peer] += task.bytes_held
 
     async def run(self, task: Task) -> None:
         """``submit`` and ``wait``."""
@@ -204,6 +212,10 @@ class Engine:
             return
         task.finished = True
         self.bytes_waiting -= task.bytes_held
+        self._held[task.peer] -= 1
+        self._bytes_held[task.peer] -= task.bytes_held
+        if not self._held[task.peer]:
+            del self._held[task.peer], self._bytes_held[task.peer]
         if task.on_finish is not None:
             task.on_finish()
         if task.error is not None:

@@ -73,7 +73,7 @@ class Pushes:
             if channel is not None:
                 channel.abort()
         for hosted in list(link.users):
-            await self._give_up(hosted, peer)
+            self._give_up(hosted, peer)
 
     async def _send_queue(self, peer: PeerId, link: _Link, channel: Channel) -> None:
         """Send until the stream is lost, or nothing came for long; in the latter case nobody uses the link any more."""
@@ -105,17 +105,17 @@ class Pushes:
                 for hosted in [h for h in link.users if h.id == message.session]:
                     if hosted.automaton.epoch == message.epoch:
                         log.info("%s does not take our push: %s", channel.peer, message.reason)
-                        await self._give_up(hosted, channel.peer)
+                        self._give_up(hosted, channel.peer)
         except (PeerLost, RemoteProtocolError) as exc:
             log.info("push stream to %s ended: %s", channel.peer, exc)
         sending.cancel()
 
-    async def _give_up(self, hosted: Hosted, peer: PeerId) -> None:
+    def _give_up(self, hosted: Hosted, peer: PeerId) -> None:
         """From here on the opener relays, if the session still pushes there at all."""
         if hosted.automaton.push_to == peer:
             hosted.perform(hosted.automaton.unpushed(), None)
             if hosted.channel is not None:
-                await hosted.channel.flush()
+                self._nursery.start_soon(hosted.channel.flush)
 
     # -- in --------------------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Pushes:
                 message, payload = got
                 if not isinstance(message, Step):
                     raise RemoteProtocolError(f"{type(message).__name__} on a push stream")
-                await sessions.deliver_pushed(channel, message, payload)
+                sessions.deliver_pushed(channel, message, payload)
                 await channel.flush()
             await channel.aclose()
         except (PeerLost, RemoteProtocolError) as exc:

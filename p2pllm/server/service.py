@@ -70,7 +70,7 @@ class Plan:
         span: these blocks; None: the weakest ones of the swarm, ``num_blocks`` of them.
         num_blocks: None: as many as fit into ``memory_bytes``, all where that is not known.
         memory_bytes: what weights and cache may take.
-        throughput: tokens per second to announce instead of measuring.
+        throughput: tokens per second to announce; None or 0: measure.
         throughput_path: file in the storage that remembers measurements.
         name: what the owner calls the server; shown, never trusted.
         model_name: what people call the model; the same.
@@ -111,7 +111,7 @@ class Server:
         self._stop.set()
 
     async def run(self, *, task_status: TaskStatus[Span] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until ``stop``; started (with the span) once every protocol answers.
+        """Serve until ``stop``; started (with the span) once every protocol answers, never if ``stop`` came before.
 
         Raises:
             UserError: the blocks do not exist, or none fits into memory; CheckpointError among them.
@@ -232,7 +232,7 @@ class Server:
 
     async def _speed(self, backend: SpanBackend) -> Speed:
         plan = self._plan
-        if plan.throughput is not None:
+        if plan.throughput:
             blocks = len(backend.model.span)
             return Speed(1 / (plan.throughput * blocks), plan.throughput * blocks)
         storage, key = self._ports.storage, _speed_key(backend, plan.device)

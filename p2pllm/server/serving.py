@@ -6,6 +6,7 @@ neither checkpoints nor announcements.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,6 +25,9 @@ from p2pllm.server.sessions import Sessions
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # its stubs, which libp2p installs, shadow trio's own types
 
+LONGEST_ITEM_BYTES = 4
+"""Of a number on the wire: fp32."""
+
 
 class Serving:
     """Serves sessions and forwards of one span; ``run`` has to run for as long as streams are handled."""
@@ -32,6 +36,11 @@ class Serving:
         self, offer: Offer, backend: SpanBackend, network: Network, compute: Compute, config: Config, device: str
     ) -> None:
         server = config.server
+        # No message of this model is longer, so nobody needs to be trusted with more memory per stream.
+        longest = LONGEST_ITEM_BYTES * offer.hidden * config.wire.step_tokens_max + config.wire.frame_bytes_max
+        config = replace(
+            config, wire=replace(config.wire, payload_bytes_max=min(longest, config.wire.payload_bytes_max))
+        )
         pages = backend.arena.pages if backend.arena is not None else 0
         self.room = CacheRoom(KVCache(pages, server.page_tokens))
         self.engine = Engine(backend, compute, self.room, server, device)

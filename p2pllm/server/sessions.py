@@ -135,7 +135,7 @@ class Sessions:
         else:
             self._nursery.start_soon(self._drive, hosted, task)
 
-    async def deliver_pushed(self, channel: Channel, message: Step, payload: Payload) -> None:
+    def deliver_pushed(self, channel: Channel, message: Step, payload: Payload) -> None:
         """A step that another server pushes to us."""
         hosted = self._sessions.get(message.session)
         if hosted is None:
@@ -144,8 +144,9 @@ class Sessions:
         for task in hosted.receive(channel, message, payload):
             hosted.used_s = trio.current_time()
             self._nursery.start_soon(self._drive, hosted, task)
-        if hosted.channel is not None:
-            await hosted.channel.flush()
+        if hosted.channel is not None and hosted.channel.backlog:
+            # Not here: a slow opener must not hold up the other sessions of this push stream.
+            self._nursery.start_soon(hosted.channel.flush)
 
     async def _drive(self, hosted: Hosted, task: SpanTask) -> None:
         await self._engine.wait(task)
@@ -196,16 +197,18 @@ class Sessions:
         server = self._config.server
         self._opening.add(asked.session)
         self._held[peer] += 1
-        reservation = None
+        reservation, waited = None, False
         try:
             timeout_s = min(server.alloc_timeout_s, asked.alloc_timeout_s)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, channel, nursery.cancel_scope)
                 reservation = await self._room.reserve(asked.session, asked.rows, asked.max_length, timeout_s)
                 nursery.cancel_scope.cancel()
+            waited = True
         finally:
             self._opening.discard(asked.session)
-            if reservation is None:
+            if reservation is None or not waited:
+                self._room.release(asked.session)
                 self._release(peer)
         if reservation is None:
             return Overloaded("no cache room became free in time", server.busy_retry_s)

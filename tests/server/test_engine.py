@@ -162,6 +162,22 @@ async def test_a_failure_in_a_chunk_ends_the_task_and_what_follows_it(fault: str
     assert engine.waiting == 0
 
 
+async def test_one_peer_cannot_fill_the_queue():
+    engine, _, _ = build(queue_max=4, queue_per_peer_max=2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.serve)
+        for lane in range(2):
+            nursery.start_soon(engine.run, task(lane, 1, peer="greedy"))
+        await trio.testing.wait_all_tasks_blocked()
+        refusal = engine.refuse(task(9, 1, peer="greedy"))
+        assert refusal is not None
+        assert "yours" in str(refusal)
+        assert engine.refuse(task(9, 1, peer="modest")) is None
+        await trio.sleep(3 * PASS_S)
+        assert engine.refuse(task(9, 1, peer="greedy")) is None
+        nursery.cancel_scope.cancel()
+
+
 async def test_pages_are_pinned_during_the_pass():
     engine, _, room = build()
     one = task("a", 1)
