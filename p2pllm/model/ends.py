@@ -51,7 +51,7 @@ class Ends:
         get = tensors if callable(tensors) else tensors.__getitem__
         torch_dtype, torch_device = as_dtype(dtype), torch.device(device)
         specs = ends_tensors(config)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: its tensors could never take part in a backward pass
             norm = RMSNorm(checked(get, specs["norm"]).to(torch_device, torch_dtype, copy=True), config.norm_eps)
             head = Product(config.vocab_size, config.hidden_size, dtype=torch_dtype, device=torch_device)
             head.fill(0, checked(get, specs["head" if "head" in specs else "embed"]))

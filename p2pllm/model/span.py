@@ -72,7 +72,7 @@ class SpanModel:
         torch_dtype, torch_device = as_dtype(dtype), torch.device(device)
         build = block_class(config.family)
         blocks = []
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: its tensors could never take part in a backward pass
             for block in span:
                 blocks.append(build(config, block, get, torch_dtype, torch_device))
                 if progress is not None:
