@@ -34,7 +34,7 @@ async def _demo(args: argparse.Namespace) -> int:
     spans = split(BLOCKS, args.servers, args.replicas)
     show = _Show(quiet=args.json, processes=len(spans) + 1)
     show.say(
-        f"Starting a bootstrap node and {len(spans)} servers ({args.replicas} for each of {args.servers} spans of blocks), "
+        f"Starting a bootstrap node and {len(spans)} servers, {args.replicas} for each of {args.servers} spans, "
         "each a process of its own."
     )
     async with open_local_swarm(MODEL, spans, flags=["--exact", *_threads(args)], on_ready=show.ready) as swarm:

@@ -99,6 +99,10 @@ class RemoteModel:
         return self._context.shape.num_blocks
 
     @property
+    def vocab_size(self) -> int:
+        return self._context.shape.vocab_size
+
+    @property
     def max_positions(self) -> int:
         """The model's context limit in tokens."""
         return self._context.shape.max_positions
