@@ -126,7 +126,11 @@ class Session:
             except SwarmError as exc:
                 raise last or exc from None
             hops = self._make_hops(plan, rows)
-            last = await self._open_all(hops)
+            try:
+                last = await self._open_all(hops)
+            except BaseException:  # cancelled: whoever has opened would keep the cache until it expires
+                await _close_all(hops)
+                raise
             if last is None:
                 self._hops, self._rows, self._positions = hops, rows, (0,) * rows
                 return
@@ -192,7 +196,9 @@ class Session:
         """
         ends = self._context.ends
         batch, n = self._check_inputs(inputs)
-        if self._rows is None or not self._hops:
+        if self._closed:
+            raise UserError("the session is closed")
+        if not self._hops:
             await self.open(batch)
         counts = (n,) * batch
         pieces: list[list[torch.Tensor]] = [[] for _ in counts]

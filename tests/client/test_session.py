@@ -272,6 +272,25 @@ async def test_cancelled_steps_leave_no_cache_behind():
         assert [len(server.sessions) for server in swarm.members] == [0, 0]
 
 
+@pytest.mark.parametrize("moment", range(1, 30, 3))
+async def test_a_cancelled_opening_leaves_no_cache_behind(moment):
+    async with open_swarm((0, 3), (3, 6)) as swarm:
+        swarm.world.set_latency("client", "s1", 0.1)
+        with trio.move_on_after(moment * 0.03):
+            async with Session(swarm.context(), max_length=64, rows=1):
+                pass
+        await trio.sleep(1.0)
+        assert [len(member.sessions) for member in swarm.members] == [0, 0]
+
+
+async def test_a_closed_session_stays_closed():
+    async with open_swarm((0, 6)) as swarm:
+        async with Session(swarm.context(), max_length=64) as session:
+            pass
+        with pytest.raises(UserError, match="closed"):
+            await session.step(ids(IDS))
+
+
 # -- opening ----------------------------------------------------------------------------------------------------------
 
 
