@@ -35,8 +35,12 @@ class Entry:
     payload: Payload = b""
 
     def repeated_by(self, step: m.Step, payload: Payload) -> bool:
-        """Whether this is the same request again; epoch and acknowledgement may have moved on."""
-        same = self.step == replace(step, epoch=self.step.epoch, acked=self.step.acked)
+        """Whether this is the same request again.
+
+        Epoch and acknowledgement may have moved on, and ``tail`` when a chain changed from pushing to relaying.
+        """
+        mine = self.step
+        same = mine == replace(step, epoch=mine.epoch, acked=mine.acked, tail=mine.tail)
         return same and digest_of(payload) == self.digest
 
 

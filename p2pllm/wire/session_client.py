@@ -190,13 +190,15 @@ class ClientHop:
             step: its id.
             tensor: describes ``payload``.
             payload: the neighbour's output, unchanged.
-            like: the step as the neighbour got it.
+            like: the step as the neighbour got it, with the ``tail`` that is wanted now.
         """
         self._check(m.Step)
         asked = self._asked.get(step)
         if asked is None:
             raise LocalProtocolError(f"step {step} is not under way")
         asked.payload = payload
+        asked.tail = like.tail
+        asked.sizes = (*asked.sizes, kept_tokens(asked.counts, -1 if self.pushes else like.tail))
         asked.step = replace(like, epoch=self.epoch, step=step, tensor=tensor, acked=min(like.acked, self.acked))
         return asked.step
 

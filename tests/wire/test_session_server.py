@@ -94,7 +94,7 @@ class TestSteps:
         session = opened()
         session.receive(ME, *step(0, 0))
         answer(session, 0)
-        for other in (step(0, 0, fill=1), step(0, 0, 2), step(0, 0, tail=1)):
+        for other in (step(0, 0, fill=1), step(0, 0, 2), step(0, 0, tensor=tensor_of(1, HIDDEN, "bf16"))):
             who, kind, number, reason = fault(session.receive(ME, *other))
             assert (who, kind, number) == (ME, m.FaultKind.CLIENT, 0)
             assert "other contents" in reason
