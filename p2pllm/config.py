@@ -135,7 +135,10 @@ class ClientConfig:
     prefill_chunk_tokens: int = 128
     """Chunks overlap across the hops: the next chunk enters hop 1 while hop 2 works on this one."""
     steps_in_flight: int = 4
-    forward_chunk_tokens: int = 1024
+    forward_chunk_tokens: int = 512
+    """Parts of a batch overlap across the hops, too; as many tokens as a server computes in one pass."""
+    forward_row_tokens_max: int = 1024
+    """A longer sequence goes through a session instead: servers take none of them whole."""
     allow_servers: tuple[str, ...] = ()
     """Only these peers may serve us; empty: anybody."""
     refresh_interval_s: float = 10.0

@@ -163,7 +163,7 @@ class RemoteModel:
         if length > self.max_positions:
             raise UserError(f"sequences of {length} tokens; the model's context holds {self.max_positions}")
         codec = context.codec(activations)
-        if length > context.config.client.forward_chunk_tokens:
+        if length > context.config.client.forward_row_tokens_max:
             return await self._long_forward(input_ids, codec)
         logits = torch.empty(batch, length, context.shape.vocab_size)
 

@@ -84,7 +84,7 @@ async def test_activations_may_be_chosen_per_call():
 
 
 async def test_sequences_too_long_for_a_forward_go_through_a_session():
-    short = replace(SETTINGS, client=replace(SETTINGS.client, forward_chunk_tokens=4))
+    short = replace(SETTINGS, client=replace(SETTINGS.client, forward_row_tokens_max=4))
     async with connected((0, 3), (3, 6), settings=short) as (swarm, model):
         logits = await model.forward(IDS)
         for row, got in zip(IDS.tolist(), logits, strict=True):
