@@ -13,7 +13,9 @@ from p2pllm.client.context import HopLost
 from p2pllm.client.session import Session
 from p2pllm.dht.record import Throughput
 from p2pllm.errors import CoverageError, SwarmError, UserError
+from p2pllm.model.span import Segment
 from p2pllm.types import ServerState, Span
+from p2pllm.wire.tensor import round_trip
 from tests.client.harness import CONFIG, open_swarm
 
 IDS = [5, 9, 33, 2, 60, 17, 8, 41, 3, 22, 12, 50, 6, 7, 19, 44, 31]
@@ -127,14 +129,21 @@ async def run_ids(context, session, texts, tail):
     return [torch.cat(row) if row else None for row in outputs]
 
 
-async def test_int8_travels_through_the_same_codec_points_wherever_servers_are_cut():
-    """A server that covers a border of another chain is not asked to round there; the chain's own borders count."""
+@pytest.mark.parametrize("activations", ["int8", "bf16", "fp16"])
+async def test_rounding_happens_at_the_borders_of_the_chain_and_nowhere_else(activations):
     async with open_swarm((0, 3), (3, 6)) as swarm:
-        async with Session(swarm.context(), max_length=64, activations="int8") as session:
+        async with Session(swarm.context(), max_length=64, activations=activations) as session:
             logits = await session.step(ids(IDS))
+        hidden = swarm.reference.ends.embed(IDS)
+        for span in (Span(0, 3), Span(3, 6)):
+            hidden = swarm.reference.blocks.run(rounded(hidden, activations), [Segment(len(IDS))], span=span)
+        assert torch.equal(logits[0], swarm.reference.ends.head(rounded(hidden, activations)))
         exact = swarm.reference.logits(IDS)
-        assert not torch.equal(logits[0], exact)
-        assert (logits[0] - exact).norm() < 0.05 * exact.norm()
+        assert 0 < (logits[0] - exact).norm() < 0.05 * exact.norm()
+
+
+def rounded(hidden, codec):
+    return torch.from_numpy(round_trip(hidden.numpy(), "fp32", codec))
 
 
 steps = st.lists(
