@@ -99,6 +99,8 @@ class Engine:
         self._bytes_held: Counter[PeerId] = Counter()
         self.bytes_waiting = 0
         self.passes = 0
+        self.step_s = 0.0
+        """Seconds of a single token in one block, as live traffic shows it; 0: not known."""
 
     @property
     def waiting(self) -> int:
@@ -192,18 +194,21 @@ class Engine:
                     await self._compute_batch([part])
 
     async def _compute_pass(self, batch: list[Slice]) -> None:
-        work = partial(self._backend.run, batch)
-        _, seconds = await self._compute.run(work, self._backend.cost(batch), self._devices)
+        work, cost = partial(self._backend.run, batch), self._backend.cost(batch)
+        _, seconds = await self._compute.run(work, cost, self._devices)
         self.passes += 1
         for part in batch:
             _task(part).compute_s += seconds
-        self._learn(batch, seconds)
+        self._learn(cost, seconds)
 
-    def _learn(self, batch: list[Slice], seconds: float) -> None:
-        tokens = sum(s.stop - s.start for s in batch)
-        if seconds > 0 and tokens >= CHUNK_TOKENS_MIN and any(s.job.kind is not WorkKind.STEP for s in batch):
-            rate = tokens / seconds
-            self._tokens_per_s = rate if not self._tokens_per_s else 0.7 * self._tokens_per_s + 0.3 * rate
+    def _learn(self, cost: Cost, seconds: float) -> None:
+        """What this pass says of the device: single steps for the announcement, long passes for the chunks."""
+        if seconds <= 0:
+            return
+        if cost.kind is WorkKind.STEP and cost.tokens == 1 and cost.blocks:
+            self.step_s = _smoothed(self.step_s, seconds / cost.blocks)
+        elif cost.kind is not WorkKind.STEP and cost.tokens >= CHUNK_TOKENS_MIN:
+            self._tokens_per_s = _smoothed(self._tokens_per_s, cost.tokens / seconds)
             limit = self._config.prefill_chunk_tokens
             self._scheduler.chunk_tokens = chunk_for(self._tokens_per_s, self._config.pass_target_s, limit)
 
@@ -223,6 +228,11 @@ class Engine:
             self.discard(task.lane)
         if task.waiter is not None:
             task.waiter.set()
+
+
+def _smoothed(known: float, new: float) -> float:
+    """A running mean that forgets; 0: nothing known yet."""
+    return new if not known else 0.7 * known + 0.3 * new
 
 
 def _task(part: Slice) -> Task:

@@ -103,6 +103,7 @@ class Server:
         self._stop = trio.Event()
         self._serving: Serving | None = None
         self._announced: Announcement | None = None
+        self._speed: Speed | None = None
         self.span: Span | None = None
         """The blocks, once they are chosen."""
 
@@ -126,14 +127,14 @@ class Server:
                 if self._stop.is_set():
                     return
                 raise
-            speed = await self._speed(backend)
+            self._speed = await self._measure(backend)
             ports, offer = self._ports, self._offer(span, numbers)
             serving = Serving(offer, backend, ports.network, ports.compute, self._config, self._plan.device)
             self._serving = serving
             async with trio.open_nursery() as nursery:
                 await nursery.start(serving.run)
                 self._serve(serving)
-                self._announce(ServerState.ONLINE, speed.of(span), numbers)
+                self._announce(ServerState.ONLINE, self._speed.of(span), numbers)
                 task_status.started(span)
                 nursery.start_soon(self._keep_announcing)
                 await self._stop.wait()
@@ -230,7 +231,7 @@ class Server:
         assert model is not None
         return model
 
-    async def _speed(self, backend: SpanBackend) -> Speed:
+    async def _measure(self, backend: SpanBackend) -> Speed:
         plan = self._plan
         if plan.throughput:
             blocks = len(backend.model.span)
@@ -288,11 +289,17 @@ class Server:
         self._directory.announce(self._announced)
 
     async def _keep_announcing(self) -> None:
-        """Load and room change: tell again now and then."""
+        """Load and room change, and traffic shows how fast we really are: tell again now and then."""
+        assert self.span is not None
+        assert self._serving is not None
+        assert self._speed is not None
         while not self._stop.is_set():
             await trio.sleep(self._config.records.announce_interval_s)
+            step_s = self._serving.engine.step_s
+            if step_s and not self._plan.throughput:
+                self._speed = replace(self._speed, step_s=step_s)
             if not self._stop.is_set():
-                self._announce(ServerState.ONLINE)
+                self._announce(ServerState.ONLINE, self._speed.of(self.span))
 
     async def _leave(self) -> None:
         assert self._announced is not None

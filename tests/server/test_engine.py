@@ -48,7 +48,7 @@ class FakeBackend:
                 part.job.error = ClientFault("not a tensor")
 
     def cost(self, batch: Sequence[Slice]) -> Cost:
-        return Cost(batch[0].job.kind, sum(s.stop - s.start for s in batch))
+        return Cost(batch[0].job.kind, sum(s.stop - s.start for s in batch), blocks=4)
 
 
 def task(lane: object, *counts: int, peer: str = "p", kind: WorkKind = WorkKind.STEP) -> Task:
@@ -68,6 +68,7 @@ async def test_an_idle_engine_computes_at_once_in_the_callers_task():
     assert one.finished
     assert one.error is None
     assert (one.queue_s, one.compute_s) == (0.0, PASS_S)
+    assert engine.step_s == PASS_S / 4, "per block"
     assert backend.passes == [[("a", 0, 1)]]
     assert engine.waiting == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from p2pllm.config import Config, ServerConfig, local
 from p2pllm.dht.record import Announcement, verify
 from p2pllm.dht.service import Directory
 from p2pllm.errors import CheckpointError, StorageError, UserError
+from p2pllm.local.storage import DiskStorage
 from p2pllm.server.service import Plan, Server
 from p2pllm.types import ServerState, Span
 from p2pllm.wire import INFO, SESSION
@@ -125,6 +127,18 @@ async def test_draining_does_not_wait_for_ever():
         assert trio.current_time() - begun < 12
 
 
+async def test_live_traffic_corrects_the_announced_speed():
+    async with swarm() as some:
+        server = await some.start("server", span=Span(0, BLOCKS))
+        first = await some.seen("server", ServerState.ONLINE)
+        assert server.serving is not None
+        server.serving.engine.step_s = 1 / (BLOCKS * 7.0)
+        with trio.fail_after(30):
+            while (await some.seen("server", ServerState.ONLINE)).throughput == first.throughput:
+                await some.directory.wait_changed()
+        assert (await some.seen("server", ServerState.ONLINE)).throughput.inference == pytest.approx(7.0)
+
+
 async def test_joiners_take_the_weakest_blocks():
     async with swarm() as some:
         for name in ("a", "b", "c"):
@@ -176,6 +190,31 @@ async def test_stopping_while_it_loads():
         await some.seen("server", ServerState.OFFLINE)
         with pytest.raises(StorageError, match="disk"):
             await some.server("other", fail=StorageError("disk gone"), span=Span(0, 1)).run()
+
+
+@pytest.mark.real_clock
+async def test_cancelling_does_not_wait_for_the_rest_of_a_download():
+    class Slow(Weights):
+        read = 0
+
+        def span_tensors(self, span: Span, dtype: Any = None, progress: Any = None) -> Callable[[str], torch.Tensor]:
+            get = super().span_tensors(span, dtype, progress)
+
+            def slowly(name: str) -> torch.Tensor:
+                self.read += 1
+                time.sleep(0.2)
+                return get(name)
+
+            return slowly
+
+    async with swarm() as some:
+        ports = replace(sim_ports(some.world, "server"), storage=DiskStorage())
+        slow = Slow()
+        server = Server(ports, SETTINGS, some.directory, slow, Plan(MODEL, span=Span(0, BLOCKS)))
+        with trio.move_on_after(0.5) as patience:
+            await server.run()
+        assert patience.cancelled_caught
+        assert slow.read < 9, "a block alone has nine tensors"
 
 
 async def test_the_measured_speed_is_remembered():
