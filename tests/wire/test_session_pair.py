@@ -242,7 +242,7 @@ class Pair(RuleBasedStateMachine):
         """Heal the link; everything is answered, and both sides agree."""
         if not hasattr(self, "hop"):
             return
-        for _ in range(300):
+        for _ in range(20_000):  # every message of a long exchange, and no livelock
             if self.stream is None:
                 self.come_back()
             elif self.stream.up:
