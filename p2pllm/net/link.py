@@ -18,7 +18,8 @@ from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError, MessageTooLarge
 
 HANDSHAKE_BYTES_MAX = 64 * 1024
-RECEIVE_BYTES_MIN = 16 * 1024
+RECEIVE_BYTES_MIN = 68 * 1024
+"""One noise record and a little: a step of any size is one system call. Larger reads are for bulk."""
 RECEIVE_BYTES_MAX = 256 * 1024
 NOTSENT_BYTES_MAX = 256 * 1024
 """Unsent bytes that the kernel takes at most: enough for full speed; bulk keeps below it by its own budget."""

@@ -1,4 +1,4 @@
-"""p2pllm.net against py-libp2p as it comes, on real sockets: the wire is libp2p's, whoever is at the other end."""
+"""p2pllm.net.noise, yamux and p2pllm.net.quiet against py-libp2p as it comes: the wire is libp2p's, on real sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""p2pllm.net.kad and its fixes (kad_protocol, kad_clients, kad_stores): what members share, and what they refuse."""
+"""p2pllm.net.kad: what members share, and what they refuse.
+
+Also its fixes: p2pllm.net.fixes.kad_protocol, p2pllm.net.fixes.kad_clients and p2pllm.net.fixes.kad_stores.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""p2pllm.net.network, host, dialer and peers: whole nodes over connections in memory, in virtual time."""
+"""p2pllm.net.network on p2pllm.net.host, p2pllm.net.dialer and p2pllm.net.peers: whole nodes, in virtual time."""
 
 from __future__ import annotations
 

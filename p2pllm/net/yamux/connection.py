@@ -26,6 +26,7 @@ from p2pllm.net.yamux.frames import (
     DATA,
     FIN,
     GO_AWAY,
+    HEADER_BYTES,
     PING,
     RST,
     SYN,
@@ -304,6 +305,12 @@ class YamuxConnection(IMuxedConn):
 
     def _handle(self, plains: list[bytes]) -> None:
         for plain in plains:
+            whole = self._parser.whole(plain)
+            stream = None if whole is None else self._streams.get(whole[0])
+            if whole is not None and stream is not None and stream.recv_window >= whole[1]:
+                stream.recv_window -= whole[1]
+                stream.deliver(plain[HEADER_BYTES:])
+                continue
             for event in self._parser.feed(plain):
                 if isinstance(event, Body):
                     self._on_body(event)

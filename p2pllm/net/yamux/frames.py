@@ -53,6 +53,17 @@ class FrameParser:
         self._stream_id = 0
         self._body_left = 0
 
+    def whole(self, data: bytes) -> tuple[int, int] | None:
+        """Stream id and body length if ``data`` is exactly one plain DATA frame, as nearly every record is; else None.
+
+        The caller takes the body, and must not feed it again.
+        """
+        if self._head or self._body_left or len(data) < HEADER_BYTES:
+            return None
+        version, kind, flags, stream_id, length = HEADER.unpack_from(data)
+        plain = version == 0 and kind == DATA and flags == 0 and length == len(data) - HEADER_BYTES
+        return (stream_id, length) if plain else None
+
     def feed(self, data: bytes) -> Iterator[Frame | Body]:
         """Frames and body pieces in ``data``; the rest waits for the next call.
 

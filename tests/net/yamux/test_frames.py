@@ -39,6 +39,23 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(sent: list[tuple],
     assert [tuple(frame) for frame in got] == sent
 
 
+@given(
+    st.one_of(st.binary(max_size=40), frames.map(lambda frame: header(*frame[:4]) + frame[4])), st.binary(max_size=5)
+)
+def test_the_short_way_takes_exactly_the_plain_data_frames(record: bytes, before: bytes) -> None:
+    parser = FrameParser()
+    try:
+        list(parser.feed(before))
+    except RemoteProtocolError:
+        return
+    found = parser.whole(record)
+    if found is not None:
+        assert not before
+        sid, size = found
+        expected = [Frame(DATA, 0, sid, size)] + [Body(sid, record[12:])] * (size > 0)
+        assert list(FrameParser().feed(record)) == expected
+
+
 @given(st.binary(max_size=200))
 def test_junk_parses_or_is_refused(junk: bytes) -> None:
     parser = FrameParser()

@@ -1,4 +1,6 @@
-"""p2pllm.net.yamux.stream and connection: everything that a bad network and a rude peer can do to a stream."""
+"""p2pllm.net.yamux.connection and its streams, outbox and p2pllm.net.yamux.heartbeat: what a bad network and a rude
+peer can do to them.
+"""
 
 from __future__ import annotations
 
