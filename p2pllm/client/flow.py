@@ -25,12 +25,15 @@ _Item = tuple[Chunk, Packed]
 
 
 class Flow:
-    """One step through ``hops``; ``base`` are the rows' positions before it."""
+    """One step through ``hops``; ``base`` are the rows' positions before it, once they continue ``sources``."""
 
-    def __init__(self, context: Context, hops: Sequence[HopSession], base: tuple[int, ...]) -> None:
+    def __init__(
+        self, context: Context, hops: Sequence[HopSession], base: tuple[int, ...], sources: tuple[int, ...] = ()
+    ) -> None:
         self._context = context
         self._hops = hops
         self._base = base
+        self._sources = sources
 
     async def run(self, chunks: Sequence[Chunk], source: Source, sink: Sink) -> None:
         """Bring all chunks through the chain.
@@ -60,7 +63,8 @@ class Flow:
     async def _send(self, hop: HopSession, chunk: Chunk, packed: Packed) -> None:
         positions = tuple(position + start for position, start in zip(self._base, chunk.starts, strict=True))
         tail = chunk.tail if hop is self._hops[-1] else ALL
-        await hop.send(positions, chunk.counts, packed, tail=tail)
+        sources = () if any(chunk.starts) else self._sources  # rows are reordered once, by the first chunk
+        await hop.send(positions, chunk.counts, packed, tail=tail, sources=sources)
 
     async def _alone(self, hop: HopSession, chunk: Chunk, packed: Packed) -> Packed:
         try:

@@ -22,6 +22,7 @@ from p2pllm.client.chunks import ALL, Chunk, cut, packed_slices, wanted_slices
 from p2pllm.client.context import HOP_ERRORS, Context, HopLost
 from p2pllm.client.edge import Packed, pack, unpack
 from p2pllm.client.flow import Flow, Sink, Source
+from p2pllm.client.held import UNKNOWN, Held
 from p2pllm.client.hop import HopSession
 from p2pllm.client.inputs import check_ids
 from p2pllm.client.planner import Wish
@@ -53,6 +54,7 @@ class Session:
         if rows is not None and not 1 <= rows <= context.config.wire.rows_max:
             raise UserError(f"rows {rows}: a session has 1 to {context.config.wire.rows_max}")
         self.max_length = max_length
+        self.held = Held()
         self._context = context
         self._rows = rows
         self._codec = context.codec(activations)
@@ -96,6 +98,13 @@ class Session:
         if not 0 <= value <= self.position:
             raise UserError(f"position {value}: the session stands at {self.position} and can only go back")
         self._positions = tuple(value for _ in self.positions)
+
+    def rewind(self, positions: tuple[int, ...]) -> None:
+        """Forget, per row, what came after a position of its own."""
+        there = self.positions
+        if len(positions) != len(there) or not all(0 <= to <= at for to, at in zip(positions, there, strict=True)):
+            raise UserError(f"positions {positions}: the session stands at {self.positions} and can only go back")
+        self._positions = positions
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -223,22 +232,34 @@ class Session:
                 for row, piece in enumerate(await self._context.compute(logits, sum(chunk.wanted))):
                     pieces[row].append(piece)
 
+        before = self.positions
         await self.run(counts, source, sink, tail=tail)
+        for row, ids in enumerate(inputs.tolist() if not inputs.is_floating_point() else [[UNKNOWN] * n] * batch):
+            self.held.fed(row, before[row], ids)
         if tail == 0:
             return torch.empty(batch, 0, self._context.shape.vocab_size)
         return torch.stack([torch.cat(row) for row in pieces])
 
-    async def run(self, counts: tuple[int, ...], source: Source, sink: Sink, *, tail: int = ALL) -> None:
+    async def run(
+        self,
+        counts: tuple[int, ...],
+        source: Source,
+        sink: Sink,
+        *,
+        tail: int = ALL,
+        sources: tuple[int, ...] = (),
+    ) -> None:
         """One step of ``counts`` new tokens per row: ``source`` makes each chunk's input, ``sink`` takes its output.
+
+        With ``sources``, every row continues what the row named there held before the step.
 
         Raises:
             SwarmError: a server failed; the session is of no further use.
         """
-        self._check_usable(counts)
+        base = self._base(counts, sources)
         chunks = cut(counts, self._context.config.client.prefill_chunk_tokens, tail)
-        base = self._positions
         try:
-            await Flow(self._context, self._hops, base).run(chunks, source, sink)
+            await Flow(self._context, self._hops, base, sources).run(chunks, source, sink)
         except HopLost as exc:
             self._failure = exc
             raise
@@ -247,7 +268,7 @@ class Session:
             raise
         self._positions = tuple(position + count for position, count in zip(base, counts, strict=True))
 
-    async def exchange(self, counts: tuple[int, ...], packed: Packed) -> Packed:
+    async def exchange(self, counts: tuple[int, ...], packed: Packed, *, sources: tuple[int, ...] = ()) -> Packed:
         """One short step of hidden states that are encoded already, one hop after the other; all outputs come back.
 
         Raises:
@@ -261,7 +282,7 @@ class Session:
         async def sink(chunk: Chunk, answer: Packed) -> None:
             out.append(answer)
 
-        await self.run(counts, source, sink)
+        await self.run(counts, source, sink, sources=sources)
         return out[0]
 
     # -- checks ----------------------------------------------------------------------------------------------------
@@ -281,18 +302,24 @@ class Session:
             raise UserError(f"{rows} rows in a step of a session of {self._rows}")
         return rows, n
 
-    def _check_usable(self, counts: tuple[int, ...]) -> None:
+    def _base(self, counts: tuple[int, ...], sources: tuple[int, ...]) -> tuple[int, ...]:
+        """Where the rows of a step begin; it is sure to fit."""
         if self._closed or not self._hops:
             raise UserError("the session is not open")
         if self._failure is not None:
             raise SwarmError(f"this session has ended: {self._failure}")
-        if len(counts) != len(self._positions) or not any(counts):
-            raise UserError(f"a step needs a count for each of the session's {len(self._positions)} rows, not all 0")
-        for position, count in zip(self._positions, counts, strict=True):
+        rows = len(self._positions)
+        if len(counts) != rows or not any(counts):
+            raise UserError(f"a step needs a count for each of the session's {rows} rows, not all 0")
+        if sources and (len(sources) != rows or not all(0 <= source < rows for source in sources)):
+            raise UserError(f"sources must name one of the session's {rows} rows for each of them")
+        base = tuple(self._positions[source] for source in sources) if sources else self._positions
+        for position, count in zip(base, counts, strict=True):
             if position + count > self.max_length:
                 raise UserError(
                     f"{count} tokens after {position} are more than the session's max_length of {self.max_length}"
                 )
+        return base
 
 
 async def _close_all(hops: Sequence[HopSession]) -> None:
