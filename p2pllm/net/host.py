@@ -27,6 +27,7 @@ from p2pllm.errors import UserError
 from p2pllm.net.addresses import bootstrap_address, expand, ip_of, listen_address
 from p2pllm.net.dialer import Dialer
 from p2pllm.net.fixes import dialing, handlers, muxer
+from p2pllm.net.fixes.peerstore import BoundedPeerStore
 from p2pllm.net.fixes.short_reads import TcpTransport
 from p2pllm.net.identity import Identity
 from p2pllm.net.kad import open_kad
@@ -107,6 +108,7 @@ async def _running(
     host = new_host(
         key_pair=identity.keys,
         sec_opt={NOISE: NoiseTransport(identity.keys, new_noise_keys().private_key)},
+        peerstore_opt=BoundedPeerStore(ID.from_base58(identity.peer_id)),
         transports=[TcpTransport() if transport is None else transport],
         connection_config=_limits(config),
         addrs_factory=lambda candidates: list(announced or expand(candidates)),

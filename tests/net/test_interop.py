@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -171,3 +172,39 @@ assert not logging.getLogger().handlers
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert logging.getLogger("libp2p").level > logging.CRITICAL
+
+
+async def test_strangers_with_garbage_and_open_sockets_harm_nobody() -> None:
+    """Junk, half a request, a length of 2^60, sockets that say nothing: all are shown the door, others are served."""
+    config = replace(NetConfig(), dial_timeout_s=1.5)
+    where = {"wall_time": time.time, "listen": ["/ip4/127.0.0.1/tcp/0"]}
+    async with open_network(config, identity=Identity.ephemeral(), **where) as node:
+        node.serve(ECHO, echo)
+        port = int(node.addrs[0].split("/")[4])
+        noise_then_junk = b"\x13/multistream/1.0.0\n\x07/noise\n" + bytes(range(256)) * 100
+        junk = [
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"\xff" * 9 + b"\x7f" + bytes(200_000),
+            bytes(70_000),
+            noise_then_junk,
+            b"",
+        ]
+        async with trio.open_nursery() as nursery:
+
+            async def intrude(data: bytes) -> None:
+                async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                    try:
+                        await stream.send_all(data)
+                        with trio.fail_after(20):
+                            while await stream.receive_some():
+                                pass
+                    except trio.BrokenResourceError:
+                        pass
+
+            for data in junk * 4:
+                nursery.start_soon(intrude, data)
+            async with open_network(config, identity=Identity.ephemeral(), bootstrap=node.addrs, **where) as friend:
+                assert await friend.bootstrap() == 1
+                stream = await friend.open_stream(node.me, ECHO)
+                await stream.send_all(b"fine")
+                assert await stream.receive_some() == b"fine"
