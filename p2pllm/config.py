@@ -130,7 +130,9 @@ class ClientConfig:
     patience_s: float = 60.0
     """How long to wait for somebody to serve blocks that nobody serves."""
     step_timeout_s: float = 30.0
-    """Upper bound on the wait for one step's answer."""
+    """Upper bound on the wait for one step's answer: for first steps, and where steps were seen to be slow."""
+    step_timeout_min_s: float = 3.0
+    """However fast a server was so far, a silence shorter than this is no failure: lost packets, somebody's prefill."""
     open_timeout_s: float = 20.0
     prefill_chunk_tokens: int = 128
     """Chunks overlap across the hops: the next chunk enters hop 1 while hop 2 works on this one."""
@@ -197,7 +199,7 @@ def local() -> Config:
         records=replace(
             base.records, exchange_interval_s=1.0, announce_interval_s=5.0, ttl_s=20.0, rebootstrap_interval_s=2.0
         ),
-        client=replace(base.client, refresh_interval_s=1.0),
+        client=replace(base.client, refresh_interval_s=1.0, step_timeout_min_s=1.0),
     )
 
 

@@ -9,6 +9,7 @@ the faults; the hop is of no use afterwards and only to be closed.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import trio
 
 from p2pllm.client.edge import Packed
 from p2pllm.client.link import Link, Links, PeerSilent
+from p2pllm.client.patience import work
 from p2pllm.client.peers import Peers
 from p2pllm.client.route import Hop
 from p2pllm.config import Config
@@ -36,9 +38,10 @@ MEASURED_TOKENS_MAX = 8
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """When a step went out, and whether its time says anything about the hop."""
+    """When a step went out, how much it asks for, and whether its time says what the hop costs."""
 
     at: float
+    work: float
     telling: bool
 
 
@@ -58,6 +61,7 @@ class HopSession:
         self._sent: deque[tuple[int, _Sent]] = deque()  # ids whose answers were not fetched yet, in order
         self._answers: dict[int, Packed] = {}
         self._broken_in_a_row = 0
+        self._answered_at = float("-inf")
 
     @property
     def peer_id(self) -> PeerId:
@@ -108,7 +112,8 @@ class HopSession:
                 return
             step = self._wire.step(positions, counts, packed.tensor, packed.payload, sources=sources, tail=tail)
             telling = not self._sent and packed.tokens <= MEASURED_TOKENS_MAX
-            self._sent.append((step.step, _Sent(trio.current_time(), telling)))
+            size = work(packed.tokens, max(positions))
+            self._sent.append((step.step, _Sent(trio.current_time(), size, telling)))
             await self._current.send(step, packed.payload)
         except PeerLost as exc:
             log.debug("step to %s was not sent: %s", self.peer_id, exc)
@@ -121,11 +126,13 @@ class HopSession:
         Raises:
             PeerLost, RemoteProtocolError, RemoteFault: the server failed; say so and find another one.
         """
-        deadline = trio.current_time() + self._config.client.step_timeout_s
+        last = trio.current_time() + self._config.client.step_timeout_s
         while True:
             if self._sent and (packed := self._answers.pop(self._sent[0][0], None)) is not None:
                 self._sent.popleft()
                 return packed
+            size = self._sent[0][1].work if self._sent else math.inf
+            deadline = trio.current_time() + self._peers.step_timeout_s(self.peer_id, size)
             try:
                 await self._until(Answered, deadline)
             except PeerSilent:
@@ -133,7 +140,7 @@ class HopSession:
             except PeerLost as exc:
                 await self._reattach(exc)
             except Overloaded as busy:
-                await self._repeat_later(busy, deadline)
+                await self._repeat_later(busy, last)
 
     async def aclose(self) -> None:
         """Free the cache at the server and keep the stream, within a bound; never raises what a server can cause.
@@ -203,8 +210,14 @@ class HopSession:
         self._broken_in_a_row = 0
         self._answers[answer.step] = Packed(answer.tensor, event.payload)
         sent = next((s for step, s in self._sent if step == answer.step), None)
-        if sent is not None and sent.telling:
-            wall_s = trio.current_time() - sent.at
+        if sent is None:
+            return
+        now = trio.current_time()
+        wall_s = now - sent.at
+        # Of steps under way together each began when the one before it was done.
+        self._peers.took(self.peer_id, sent.work, now - max(sent.at, self._answered_at))
+        self._answered_at = now
+        if sent.telling:
             self._peers.answered(self.peer_id, wall_s=wall_s, compute_s=answer.compute_s, blocks=len(self.span))
 
     async def _reattach(self, cause: PeerLost) -> None:

@@ -7,19 +7,25 @@ The number of peers remembered is bounded: the one not heard of for longest is f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from p2pllm.client.patience import StepTimes
 from p2pllm.config import ClientConfig
 from p2pllm.types import PeerId
 
 SMOOTHING = 0.2
 """Weight of the newest sample in a moving average: about ten steps to believe a change."""
+PING_SMOOTHING = 0.5
+"""Pings are rare."""
 
 
 @dataclass(slots=True)
 class _Known:
     hop_s: float | None = None
     block_s: float | None = None
+    rtt_s: float | None = None
+    rtt_at: float = float("-inf")
+    times: StepTimes = field(default_factory=StepTimes)
     failures: int = 0
     until: float = float("-inf")
 
@@ -31,6 +37,7 @@ class PeerStatistics:
     Attributes:
         hop_s: smoothed seconds that a step spends on the way to the peer and back, queueing included; None: unknown.
         block_s: smoothed device seconds of one block for one step; None: unknown.
+        rtt_s: smoothed round trip of pings; None: never pinged.
         failures: failures not yet forgiven.
         banned_s: seconds until it may be used again; 0 when it may.
     """
@@ -38,6 +45,7 @@ class PeerStatistics:
     peer: PeerId
     hop_s: float | None
     block_s: float | None
+    rtt_s: float | None
     failures: int
     banned_s: float
 
@@ -55,12 +63,29 @@ class Peers:
         known.hop_s = _smooth(known.hop_s, max(0.0, wall_s - compute_s))
         known.block_s = _smooth(known.block_s, max(0.0, compute_s) / max(1, blocks))
 
+    def took(self, peer: PeerId, size: float, wall_s: float) -> None:
+        """A step of ``size`` (see ``patience.work``), of any length, was answered after ``wall_s``."""
+        self._touch(peer).times.took(size, wall_s)
+
+    def step_timeout_s(self, peer: PeerId, size: float) -> float:
+        """How long to wait for the answer to a step of ``size`` before the peer counts as silent."""
+        known = self._known.get(peer)
+        floor_s, cap_s = self._config.step_timeout_min_s, self._config.step_timeout_s
+        return known.times.timeout_s(size, floor_s, cap_s) if known else cap_s
+
+    def pinged(self, peer: PeerId, rtt_s: float, now: float) -> None:
+        """A ping came back after ``rtt_s``."""
+        known = self._touch(peer)
+        known.rtt_s = _smooth(known.rtt_s, rtt_s, PING_SMOOTHING)
+        known.rtt_at = now
+
     def failed(self, peer: PeerId, now: float) -> float:
         """The peer failed: ban it; returns the time when it may be used again.
 
         Failures during a ban add nothing: they are the same event, met by several steps at once.
         """
         known = self._touch(peer)
+        known.times.forget()  # was it silence, then perhaps we were impatient; was it a crash, then it comes back cold
         if now >= known.until:
             known.failures = self._unforgiven(known, now) + 1
             doublings = min(known.failures - 1, 30)
@@ -93,10 +118,20 @@ class Peers:
         known = self._known.get(peer)
         return known.block_s if known else None
 
+    def rtt_s(self, peer: PeerId) -> float | None:
+        """Smoothed round trip of pings; None: never pinged."""
+        known = self._known.get(peer)
+        return known.rtt_s if known else None
+
+    def pinged_at(self, peer: PeerId) -> float:
+        """When the last ping came back; minus infinity: never."""
+        known = self._known.get(peer)
+        return known.rtt_at if known else float("-inf")
+
     def statistics(self, now: float) -> tuple[PeerStatistics, ...]:
         """A snapshot, the peer heard of longest ago first."""
         return tuple(
-            PeerStatistics(peer, k.hop_s, k.block_s, self._unforgiven(k, now), max(0.0, k.until - now))
+            PeerStatistics(peer, k.hop_s, k.block_s, k.rtt_s, self._unforgiven(k, now), max(0.0, k.until - now))
             for peer, k in self._known.items()
         )
 
@@ -113,5 +148,5 @@ class Peers:
         return known
 
 
-def _smooth(old: float | None, new: float) -> float:
-    return new if old is None else old + SMOOTHING * (new - old)
+def _smooth(old: float | None, new: float, weight: float = SMOOTHING) -> float:
+    return new if old is None else old + weight * (new - old)

@@ -51,6 +51,7 @@ class Scripted:
         self.done: dict[int, bytes] = {}
         self.position = 0
         self.streams = 0
+        self.delay_s = 0.0
 
     async def handle(self, stream) -> None:
         self.streams += 1
@@ -59,6 +60,7 @@ class Scripted:
             for message, payload in reader.feed(data):
                 self.log.append(type(message).__name__)
                 reply = self.reply(message, payload)
+                await trio.sleep(self.delay_s)
                 if reply is CLOSE_STREAM:
                     stream.abort()
                     return
@@ -350,3 +352,37 @@ async def test_nobody_home():
         with pytest.raises(PeerLost):
             await ghost.open()
         await ghost.aclose()
+
+
+async def test_a_silent_server_is_given_up_the_sooner_the_faster_it_was():
+    async with hopping() as (world, _, hop, _, peers):
+        await hop.open()
+        for i in range(4):
+            await step(hop, i)
+        world.hang("server")
+        began = trio.current_time()
+        with pytest.raises(PeerSilent):
+            await step(hop, 4)
+        assert trio.current_time() - began == pytest.approx(CONFIG.client.step_timeout_min_s)
+        peers.failed(hop.peer_id, trio.current_time())
+        assert peers.step_timeout_s(hop.peer_id, 1) == CONFIG.client.step_timeout_s
+
+
+async def test_the_first_step_of_a_silent_server_gets_all_the_time():
+    async with hopping() as (world, _, hop, _, _):
+        await hop.open()
+        world.hang("server")
+        began = trio.current_time()
+        with pytest.raises(PeerSilent):
+            await step(hop, 0)
+        assert trio.current_time() - began == pytest.approx(CONFIG.client.step_timeout_s)
+
+
+async def test_a_long_step_after_short_ones_gets_the_time_it_needs():
+    async with hopping() as (_, script, hop, _, _):
+        await hop.open()
+        for i in range(4):
+            await step(hop, i)
+        script.delay_s = CONFIG.client.step_timeout_min_s + 1.0
+        await hop.send((4,), (90,), packed(90))
+        assert (await hop.receive()).tokens == 90

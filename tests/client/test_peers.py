@@ -26,6 +26,27 @@ def test_measurements_are_smoothed_and_split_into_way_and_compute():
     assert peers.hop_s(A) == pytest.approx(0.16)
 
 
+def test_pings_are_smoothed_and_dated():
+    peers = Peers(CONFIG)
+    assert peers.rtt_s(A) is None
+    assert peers.pinged_at(A) == float("-inf")
+    peers.pinged(A, 0.1, 5.0)
+    peers.pinged(A, 0.2, 6.0)
+    assert peers.rtt_s(A) == pytest.approx(0.15)
+    assert peers.pinged_at(A) == 6.0
+    assert peers.statistics(6.0)[0].rtt_s == peers.rtt_s(A)
+
+
+def test_a_failure_makes_patient_again():
+    peers = Peers(CONFIG)
+    assert peers.step_timeout_s(A, 1.0) == CONFIG.step_timeout_s
+    for _ in range(5):
+        peers.took(A, 1.0, 0.1)
+    assert peers.step_timeout_s(A, 1.0) == CONFIG.step_timeout_min_s
+    peers.failed(A, 0.0)
+    assert peers.step_timeout_s(A, 1.0) == CONFIG.step_timeout_s
+
+
 def test_each_failure_doubles_the_ban_up_to_the_cap():
     peers, now, lengths = Peers(CONFIG), 0.0, []
     for _ in range(6):
