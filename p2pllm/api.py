@@ -26,6 +26,7 @@ from p2pllm.node.using import load_share, open_client
 from p2pllm.node.world import World, WorldOptions, open_world
 from p2pllm.server.service import Plan
 from p2pllm.types import PeerId, Span
+from p2pllm.wire.tensor import CODECS
 
 Progress = Callable[[int, int], None]
 """Hears (bytes so far, bytes in all) while weights are read or downloaded; called from another thread."""
@@ -69,6 +70,8 @@ async def connect(
         StorageError: the disk or a download failed.
     """
     base = preset(config)
+    if activations not in CODECS:
+        raise UserError(f"activations {activations!r} do not exist; choose one of {', '.join(CODECS)}")
     client = replace(
         base.client, activations=activations, exact=exact, patience_s=patience, allow_servers=tuple(allow_servers)
     )
