@@ -10,6 +10,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import cast
 
 import trio
@@ -23,7 +24,8 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from multiaddr import Multiaddr
 
 from p2pllm.config import NetConfig
-from p2pllm.errors import UserError
+from p2pllm.errors import PeerLost, RemoteProtocolError, UserError
+from p2pllm.net import negotiate
 from p2pllm.net.addresses import bootstrap_address, expand, ip_of, listen_address
 from p2pllm.net.dialer import Dialer
 from p2pllm.net.fixes import dialing, handlers, muxer
@@ -34,6 +36,7 @@ from p2pllm.net.kad import open_kad
 from p2pllm.net.network import Arrivals, Libp2pNetwork
 from p2pllm.net.noise import NoiseTransport
 from p2pllm.net.peers import Peers
+from p2pllm.types import PeerId
 
 CONNECTIONS_PER_PEER_MAX = 4
 
@@ -77,7 +80,13 @@ async def open_network(
     try:
         async with (
             _running(config, identity, peers, listening, announced, transport) as host,
-            open_kad(host, wall_time=wall_time, timeout_s=config.dht_timeout_s, serve=serve_dht) as kad,
+            open_kad(
+                host,
+                speaks=partial(_speaks, peers),
+                wall_time=wall_time,
+                timeout_s=config.dht_timeout_s,
+                serve=serve_dht,
+            ) as kad,
             trio.open_nursery() as nursery,
         ):
             swarm = cast("Swarm", host.get_network())
@@ -126,6 +135,24 @@ async def _running(
             missing = [str(addr) for addr in listening if str(addr) not in swarm.listeners]
             raise UserError(f"cannot listen on {', '.join(missing)}")
         yield host
+
+
+async def _speaks(peers: Peers, peer: PeerId, protocol: str) -> bool:
+    """Whether a connected peer speaks ``protocol``: one round trip, nothing else."""
+    conn = peers.best(peer)
+    if conn is None:
+        return False
+    try:
+        stream = conn.open_nowait()
+    except PeerLost:
+        return False
+    try:
+        await negotiate.propose(stream, protocol)
+    except (PeerLost, RemoteProtocolError):
+        return False
+    finally:
+        stream.abort()
+    return True
 
 
 def _limits(config: NetConfig) -> ConnectionConfig:

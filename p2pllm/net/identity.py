@@ -7,9 +7,9 @@ identity would take each other's connections. The file holds the private-key enc
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -21,6 +21,9 @@ from libp2p.crypto.keys import KeyPair
 
 from p2pllm.errors import StorageError, UserError
 from p2pllm.types import PeerId
+
+if sys.platform != "win32":
+    import fcntl
 
 SEED_BYTES = 32
 _SPECIFIED = b"\x08\x01\x12\x40"
@@ -74,9 +77,10 @@ def load_or_create(path: str | Path, token_bytes: Callable[[int], bytes] = secre
     except OSError as exc:
         raise StorageError(f"cannot open the identity file {path}: {exc.strerror}") from exc
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.fchmod(lock, 0o600)
-        return Identity(_decode(path, os.pread(lock, 4096, 0)), lock)
+        if sys.platform != "win32":  # there the profile folder is private, and nothing locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.fchmod(lock, 0o600)
+        return Identity(_decode(path, os.read(lock, 4096)), lock)
     except BlockingIOError as exc:
         os.close(lock)
         raise UserError(

@@ -14,11 +14,11 @@ from contextlib import asynccontextmanager
 
 import trio
 from libp2p.abc import IHost
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Record
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.peer.peerstore import PeerStoreError
 from libp2p.records.record import make_signed_put_record
 from libp2p.records.validator import NamespacedValidator, Validator
 from libp2p.tools.anyio_service import background_trio_service
@@ -34,6 +34,10 @@ STORED_AT_MAX = 20
 GRACE_S = 0.5
 """How long others may still answer after the first did."""
 ADMISSION_TIMEOUT_S = 5.0
+
+
+Speaks = Callable[[PeerId, str], Awaitable[bool]]
+"""Whether a connected peer speaks a protocol."""
 
 
 class RecordValidator(Validator):
@@ -58,9 +62,16 @@ class Kad:
     """See the module. Made by ``open_kad``."""
 
     def __init__(
-        self, host: IHost, dht: KadDHT, nursery: trio.Nursery, wall_time: Callable[[], float], timeout_s: float
+        self,
+        host: IHost,
+        dht: KadDHT,
+        speaks: Speaks,
+        nursery: trio.Nursery,
+        wall_time: Callable[[], float],
+        timeout_s: float,
     ) -> None:
         self._host = host
+        self._speaks = speaks
         self._dht = dht
         self._nursery = nursery
         self._wall_time = wall_time
@@ -82,16 +93,15 @@ class Kad:
     async def admit(self, peer: ID) -> bool:
         """Put a connected peer into the routing table if it serves the DHT; whether it does."""
         self._asked[peer] = False
-        try:
-            with trio.fail_after(ADMISSION_TIMEOUT_S):
-                stream = await self._host.new_stream(peer, [kad_protocol.KAD_PROTOCOL])
-                await stream.close()
+        with trio.move_on_after(ADMISSION_TIMEOUT_S):
+            self._asked[peer] = await self._speaks(PeerId(str(peer)), kad_protocol.KAD_PROTOCOL)
+        if self._asked.get(peer):
+            try:
                 addrs = self._host.get_peerstore().addrs(peer)
-                await self._dht.routing_table.add_peer(PeerInfo(peer, addrs), skip_server_mode_check=True)
-        except (BaseLibp2pError, trio.TooSlowError, ValueError, LookupError):
-            return False
-        self._asked[peer] = True
-        return True
+            except PeerStoreError:  # it came to us, and has not yet said where it listens
+                addrs = []
+            await self._dht.routing_table.add_peer(PeerInfo(peer, addrs), skip_server_mode_check=True)
+        return self._asked.get(peer, False)
 
     async def look_around(self) -> None:
         """Learn who is near us: the join's one lookup."""
@@ -218,7 +228,9 @@ class Kad:
 
 
 @asynccontextmanager
-async def open_kad(host: IHost, *, wall_time: Callable[[], float], timeout_s: float, serve: bool) -> AsyncIterator[Kad]:
+async def open_kad(
+    host: IHost, *, speaks: Speaks, wall_time: Callable[[], float], timeout_s: float, serve: bool
+) -> AsyncIterator[Kad]:
     """A DHT node on ``host``; with ``serve`` it also answers others."""
     kad_protocol.install()
     validator = NamespacedValidator({NAMESPACE: RecordValidator(wall_time)}, strict_validation=True)
@@ -231,7 +243,7 @@ async def open_kad(host: IHost, *, wall_time: Callable[[], float], timeout_s: fl
     )
     kad_stores.install(dht, wall_time, TTL_MAX_MS / 1000)
     async with background_trio_service(dht), trio.open_nursery() as nursery:
-        kad = Kad(host, dht, nursery, wall_time, timeout_s)
+        kad = Kad(host, dht, speaks, nursery, wall_time, timeout_s)
         kad_clients.install(dht, kad.consider)
         yield kad
         nursery.cancel_scope.cancel()

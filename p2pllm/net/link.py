@@ -7,7 +7,6 @@ takes the rest. Nothing here knows noise, yamux or libp2p's connection classes b
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import struct
 import sys
@@ -23,6 +22,9 @@ RECEIVE_BYTES_MIN = 68 * 1024
 RECEIVE_BYTES_MAX = 256 * 1024
 NOTSENT_BYTES_MAX = 256 * 1024
 """Unsent bytes that the kernel takes at most: enough for full speed; bulk keeps below it by its own budget."""
+
+if sys.platform == "linux":
+    import fcntl
 
 _LINUX = sys.platform == "linux"
 _SIOCOUTQ = 0x5411
@@ -137,7 +139,7 @@ class TcpLink(Link):
             await trio.lowlevel.wait_writable(self._sock.fileno())
 
     def queued(self) -> int | None:
-        if not _LINUX:
+        if sys.platform != "linux":
             return None
         try:
             return int.from_bytes(fcntl.ioctl(self._sock, _SIOCOUTQ, b"\0\0\0\0"), sys.byteorder)

@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from p2pllm.config import NetConfig
-from p2pllm.errors import PeerLost, RemoteProtocolError
+from p2pllm.errors import PeerLost, RemoteProtocolError, UserError
 from p2pllm.net import negotiate
 from p2pllm.net.addresses import bootstrap_address
 from p2pllm.net.dialer import Dialer
@@ -137,7 +137,11 @@ class Libp2pNetwork:
         """Dial all bootstrap addresses and remembered members at once; the first that answers opens the door."""
         known: dict[PeerId, list[str]] = {}
         for text in (*self._bootstrap, *self._remembered()):
-            peer, addr = bootstrap_address(text)
+            try:
+                peer, addr = bootstrap_address(text)
+            except UserError as exc:  # what was remembered may be of another version; the user's were checked at start
+                logger.info("%s", exc)
+                continue
             if peer != self.me:
                 known.setdefault(peer, []).append(addr)
         answered: list[PeerId] = []
