@@ -5,6 +5,7 @@ Invariants: plain values; whatever the user got wrong is a UserError that names 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from p2pllm.client.route import Hop
 from p2pllm.client.sampling import SamplingOptions
+from p2pllm.client.session import Session
 from p2pllm.errors import UserError
 
 NEW_TOKENS = 128
@@ -26,10 +28,15 @@ class GenerateOptions:
     Attributes:
         max_new_tokens: at most so many; None: 128, or what the context has room for.
         temperature, top_k, top_p, min_p, repetition_penalty: see ``SamplingOptions``; the defaults are greedy.
+        num_beams: above 1, a beam search with so many beams; each text is given out at its end. It draws nothing and
+            knows no stop texts.
+        length_penalty: of beams: complete texts compete by log probability / tokens ** length_penalty.
         seed: of the draws; equal seeds give equal texts. None: another one each time, told in the result.
         stop: end a row before the first of these texts.
         ignore_eos: go on after an end-of-text token.
         activations: codec of hidden states on the wire; None: the configured one.
+        session: go on in this session, which stays open: of a prompt that continues what its rows hold, only what is
+            new is fed, else they are rolled back to where the prompt differs. None: a session for this call alone.
 
     Raises:
         UserError: a value is out of range.
@@ -41,10 +48,13 @@ class GenerateOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
     seed: int | None = None
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
     activations: str | None = None
+    session: Session | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -52,6 +62,23 @@ class GenerateOptions:
         if any(not isinstance(text, str) or not text for text in self.stops):
             raise UserError("stop takes texts, none of them empty")
         self.sampling()
+        if self.session is not None and not isinstance(self.session, Session):
+            raise UserError("session takes a session of this model")
+        self._check_beams()
+
+    def _check_beams(self) -> None:
+        if self.num_beams < 1:
+            raise UserError(f"num_beams is {self.num_beams}; it must be at least 1")
+        if not math.isfinite(self.length_penalty):
+            raise UserError(f"length_penalty is {self.length_penalty}; it must be a number")
+        if self.num_beams == 1:
+            return
+        if self.temperature > 0:
+            raise UserError("num_beams above 1 looks for the likeliest texts: it goes with temperature 0 only")
+        if self.stops:
+            raise UserError("num_beams above 1 knows no stop texts; leave stop out")
+        if self.session is not None:
+            raise UserError("num_beams above 1 needs the rows of a session of its own; leave session out")
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> GenerateOptions:

@@ -67,6 +67,15 @@ class Session:
     # -- where it stands -------------------------------------------------------------------------------------------
 
     @property
+    def activations(self) -> str:
+        """The codec of its hidden states on the wire."""
+        return self._codec
+
+    def belongs_to(self, context: Context) -> bool:
+        """Whether it is a session of this client and model."""
+        return self._context is context
+
+    @property
     def route(self) -> tuple[Hop, ...]:
         """Who serves which blocks; empty until the chain is open."""
         return tuple(hop.hop for hop in self._hops)
