@@ -81,20 +81,28 @@ class AioSession:
         return self._session.recoveries
 
 
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with the session itself in place of its facade."""
+    session = options.get("session")
+    return options | {"session": session._session} if isinstance(session, AioSession) else options
+
+
 class Model:
     """A model of the swarm; made by ``connect``."""
 
     def __init__(self, portal: Portal, model: RemoteModel) -> None:
         self._portal = portal
         self._model = model
+        self.tokenizer = model.tokenizer
+        self.max_positions = model.max_positions
 
     async def generate(self, inputs: Inputs, **options: Any) -> GenerateResult:
         """As ``RemoteModel.generate``."""
-        return await _outcome(self._portal.submit(lambda: self._model.generate(inputs, **options)))
+        return await _outcome(self._portal.submit(lambda: self._model.generate(inputs, **_plain(options))))
 
     async def stream(self, inputs: Inputs, **options: Any) -> AsyncGenerator[Piece, None]:
         """As ``RemoteModel.stream``; leaving the loop early stops the generation."""
-        take, stop = self._portal.pump(lambda: self._model.stream(inputs, **options))
+        take, stop = self._portal.pump(lambda: self._model.stream(inputs, **_plain(options)))
         try:
             while True:
                 try:

@@ -56,20 +56,28 @@ class SyncSession:
         return self._session.recoveries
 
 
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with the session itself in place of its facade."""
+    session = options.get("session")
+    return options | {"session": session._session} if isinstance(session, SyncSession) else options
+
+
 class Model:
     """A model of the swarm; made by ``connect``."""
 
     def __init__(self, portal: Portal, model: RemoteModel) -> None:
         self._portal = portal
         self._model = model
+        self.tokenizer = model.tokenizer
+        self.max_positions = model.max_positions
 
     def generate(self, inputs: Inputs, **options: Any) -> GenerateResult:
         """As ``RemoteModel.generate``."""
-        return self._portal.call(self._model.generate, inputs, **options)
+        return self._portal.call(self._model.generate, inputs, **_plain(options))
 
     def stream(self, inputs: Inputs, **options: Any) -> Iterator[Piece]:
         """As ``RemoteModel.stream``; leaving the loop early stops the generation."""
-        return self._portal.iterate(lambda: self._model.stream(inputs, **options))
+        return self._portal.iterate(lambda: self._model.stream(inputs, **_plain(options)))
 
     def forward(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
         """Token ids [B, S] (int64) to logits [B, S, vocab] (float32)."""
