@@ -45,6 +45,8 @@ def test_sync_from_several_threads(swarm: LocalSwarm, tmp_path: Path) -> None:
             assert session.recoveries == 0
             session.position = 2
             assert torch.allclose(session.step(IDS[:, 2:]), logits[:, 2:], atol=1e-4)
+            assert len(model.generate(IDS, session=session, max_new_tokens=4).new_ids[0]) == 4
+            assert session.position == 7
         assert model.head(model.embed(IDS)).shape == logits.shape
     with pytest.raises(LocalProtocolError, match="closed"):
         model.generate("hi")
