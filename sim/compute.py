@@ -44,8 +44,12 @@ class SimCompute:
         try:
             for name in names:
                 lock = self._free.setdefault(name, trio.StrictFIFOLock())
-                await lock.acquire()
+                try:
+                    lock.acquire_nowait()
+                except trio.WouldBlock:
+                    await lock.acquire()
                 held.append(lock)
+            await trio.lowlevel.checkpoint_if_cancelled()
             result = work()
             seconds = max(self._model(cost, name) for name in names)
             with trio.CancelScope(shield=True):

@@ -22,6 +22,7 @@ from p2pllm.config import NetConfig
 from p2pllm.types import PeerId
 from sim.dht import SimDht
 from sim.host import SimNetwork
+from sim.stream import SimStream
 
 EPOCH_S = 1_800_000_000.0
 """What an unskewed host's wall clock shows when virtual time is zero."""
@@ -36,6 +37,8 @@ class SimWorld:
         self.hosts: dict[str, SimNetwork] = {}
         self._peers: dict[PeerId, SimNetwork] = {}
         self.dht = SimDht(self)
+        self.tap: Callable[[SimStream, bytes], bytes] | None = None
+        """Called with every write before it leaves, in the sender's task; what it returns leaves instead."""
         self._latency_s = latency_s
         self._latencies: dict[tuple[str, str], float] = {}
         self._skews: dict[str, float] = {}

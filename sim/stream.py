@@ -7,9 +7,8 @@ cancelled is dead.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Generator
-from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -83,11 +82,15 @@ class Pipe:
         self._buffered = 0
         self._last_arrival = 0.0
         self._changed = trio.Event()
+        self._reader: trio.CancelScope | None = None
+        """Of a reader that waits: it looks again at the scope's deadline."""
 
     def wake(self) -> None:
         """Let whoever waits look again."""
         self._changed.set()
         self._changed = trio.Event()
+        if self._reader is not None:
+            self._reader.cancel()
 
     def fail_sender(self, reason: str) -> None:
         """The sending end is lost; a later reason does not replace the first."""
@@ -124,29 +127,42 @@ class Pipe:
         if not self.ignored:
             self._pieces.append((arrival, data))
             self._buffered += len(data)
+            if self._reader is not None and len(self._pieces) == 1:
+                self._reader.deadline = arrival
         world.note("send" if data else "eof", self.sender.name, self.receiver.name, data)
-        self.wake()
+
+    @property
+    def full(self) -> bool:
+        """Whether the reader has left too much unread."""
+        return self._buffered >= WINDOW_BYTES
 
     async def wait_room(self) -> None:
         """Wait until the reader has taken enough."""
-        while self._sender_lost is None and self._buffered >= WINDOW_BYTES:
+        while self._sender_lost is None and self.full:
             await self._changed.wait()
         self.check_sender()
 
     async def pull(self, max_bytes: int) -> bytes:
         """Wait for data that has arrived and take some of it."""
-        world = self.sender.world
+        world, waited = self.sender.world, False
         while True:
+            until = math.inf
             if self._pieces and (self._reader_lost or not world.cut(self.sender.name, self.receiver.name)):
-                arrival, data = self._pieces[0]
-                if arrival <= trio.current_time():
-                    return self._take(data, arrival, max_bytes)
-                with trio.move_on_at(arrival):
-                    await self._changed.wait()
+                until, data = self._pieces[0]
+                if until <= trio.current_time():
+                    if not waited:
+                        await trio.lowlevel.checkpoint()
+                    return self._take(data, until, max_bytes)
             elif self._reader_lost is not None:
+                await trio.lowlevel.checkpoint_if_cancelled()
                 raise PeerLost(self._reader_lost)
-            else:
-                await self._changed.wait()
+            # A writer moves the deadline: nobody is woken before there is something to read.
+            with trio.CancelScope(deadline=until) as self._reader:
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._reader = None
+            waited = True
 
     def _take(self, data: bytes, arrival: float, max_bytes: int) -> bytes:
         if not data:
@@ -180,35 +196,51 @@ class SimStream:
     def peer(self) -> PeerId:
         return self._other.me
 
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Names of the hosts on this side and on the other."""
+        return self._mine.name, self._other.name
+
     async def send_all(self, data: Buffer, priority: Priority = Priority.STEP) -> None:
         """See ``ports.Stream.send_all``."""
-        with _alone(self, "_sending"):
-            try:
-                await trio.lowlevel.checkpoint()
-                self._out.check_sender()
-                view = memoryview(data).cast("B")
-                for start in range(0, len(view), PIECE_BYTES):
-                    await self._send_piece(bytes(view[start : start + PIECE_BYTES]), priority)
-            except trio.Cancelled:
-                self.abort()
-                raise
+        if self._sending:
+            raise LocalProtocolError("two tasks send on a stream at once")
+        self._sending = True
+        try:
+            await trio.lowlevel.checkpoint()
+            self._out.check_sender()
+            if self._mine.world.tap is not None:
+                data = self._mine.world.tap(self, bytes(data))
+            view = memoryview(data).cast("B")
+            for start in range(0, len(view), PIECE_BYTES):
+                await self._send_piece(bytes(view[start : start + PIECE_BYTES]), priority)
+        except trio.Cancelled:
+            self.abort()
+            raise
+        finally:
+            self._sending = False
 
     async def _send_piece(self, piece: bytes, priority: Priority) -> None:
-        timeout_s = self._mine.world.config.send_timeout_s
-        with trio.move_on_after(timeout_s) as patience:
-            await self._out.wait_room()
-        if patience.cancelled_caught:
-            self.abort()
-            raise PeerLost(f"{self._other.name} took no data for {timeout_s:g} s")
+        if self._out.full:
+            timeout_s = self._mine.world.config.send_timeout_s
+            with trio.move_on_after(timeout_s) as patience:
+                await self._out.wait_room()
+            if patience.cancelled_caught:
+                self.abort()
+                raise PeerLost(f"{self._other.name} took no data for {timeout_s:g} s")
         await self._mine.uplink.carry(len(piece), priority)
         self._out.check_sender()
         self._out.push(piece)
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """See ``ports.Stream.receive_some``."""
-        with _alone(self, "_receiving"):
-            await trio.lowlevel.checkpoint()
+        if self._receiving:
+            raise LocalProtocolError("two tasks receive on a stream at once")
+        self._receiving = True
+        try:
             return await self._in.pull(max_bytes)
+        finally:
+            self._receiving = False
 
     async def aclose(self) -> None:
         """See ``ports.Stream.aclose``."""
@@ -255,14 +287,3 @@ def stream_pair(opener: SimNetwork, server: SimNetwork) -> tuple[SimStream, SimS
     near, far = SimStream(opener, server, there, back), SimStream(server, opener, back, there)
     near.other_end, far.other_end = far, near
     return near, far
-
-
-@contextmanager
-def _alone(stream: SimStream, flag: str) -> Generator[None]:
-    if getattr(stream, flag):
-        raise LocalProtocolError("two tasks use one direction of a stream at once")
-    setattr(stream, flag, True)
-    try:
-        yield
-    finally:
-        setattr(stream, flag, False)
