@@ -1,0 +1,171 @@
+"""One generation with one fault at one message, on the toy: does the text go on as if nothing had happened?
+
+The tests play every message and every fault; a case that fails there is repeated alone by the line that they print:
+
+    python -m sim failover kill 37 --push
+
+Invariants: a case is a value, and its outcome follows from it alone, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import trio
+
+from p2pllm.config import Config
+from p2pllm.errors import SwarmError
+from sim.faults import FaultAt, Injector, Mishap, Seen
+from sim.run import run
+from sim.swarm import Blocks, open_swarm
+from sim.toy import ToyModel
+
+PROMPT = (11, 7, 5, 3, 2, 200, 100, 50, 25, 12)
+NEW_TOKENS = 24
+PATIENCE_S = 60.0
+TOO_LONG_S = 400.0
+"""Virtual seconds after which a generation counts as hanging: every deadline on its way is far shorter."""
+HOPS_AND_SPARES = ((0, 2), (2, 4), (4, 6), (0, 2), (2, 4), (4, 6))
+OTHER_BORDERS = ((0, 2), (2, 4), (4, 6), (0, 3), (1, 5), (3, 6))
+"""No single spare replaces a server, and none has the chain's borders."""
+
+_models: dict[int, ToyModel] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A generation to be played.
+
+    Attributes:
+        push: outputs go straight to the next hop.
+        spans: one server each.
+        activations: codec.
+        seed: of the world, and of trio's scheduling.
+    """
+
+    fault: FaultAt | None = None
+    push: bool = False
+    spans: tuple[tuple[int, int], ...] = HOPS_AND_SPARES
+    activations: str = "fp32"
+    seed: int = 0
+    new_tokens: int = NEW_TOKENS
+
+    def command(self) -> str:
+        """The line that plays this case alone."""
+        words = ["python -m sim failover"]
+        if self.fault is not None:
+            words += [self.fault.mishap.value, str(self.fault.index), *["--sender"] * self.fault.sender]
+        words += ["--push"] * self.push
+        words += [f"--activations {self.activations}"] * (self.activations != "fp32")
+        words += [f"--seed {self.seed}"] * bool(self.seed)
+        if self.spans != HOPS_AND_SPARES:
+            words.append("--spans " + ",".join(f"{start}:{end}" for start, end in self.spans))
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a case.
+
+    Attributes:
+        tokens: as far as they came.
+        error: what ended it early, if anything did.
+        victim: who was hit; empty when the run was over before.
+        blamed: servers that the client counts a failure of.
+        took_s: virtual seconds.
+        seen: every message.
+        trace: hash of all that happened.
+    """
+
+    tokens: tuple[int, ...]
+    error: SwarmError | None
+    victim: str
+    blamed: frozenset[str]
+    recoveries: int
+    took_s: float
+    seen: tuple[Seen, ...]
+    trace: str
+
+
+def config_of(case: Case) -> Config:
+    """The settings of a case: what users get, but exact, and so small that a prompt is several chunks."""
+    base = Config()
+    client = replace(
+        base.client, activations=case.activations, exact=True, prefill_chunk_tokens=4, patience_s=PATIENCE_S
+    )
+    return replace(base, server=replace(base.server, cache_tokens=256), client=client)
+
+
+def toy(blocks: int) -> ToyModel:
+    """The toy of so many blocks, made once."""
+    if blocks not in _models:
+        _models[blocks] = ToyModel(blocks)
+    return _models[blocks]
+
+
+def play(case: Case, blocks: Blocks | None = None) -> Outcome:
+    """Play ``case`` in virtual time."""
+    model = blocks or toy(max(end for _, end in case.spans))
+    return run(lambda: _play(case, model), case.seed)
+
+
+async def _play(case: Case, model: Blocks) -> Outcome:
+    tokens: list[int] = []
+    error: SwarmError | None = None
+    async with open_swarm(model, case.spans, config_of(case), seed=case.seed) as swarm, swarm.client() as client:
+        injector = Injector(swarm, case.fault)
+        recoveries = 0
+        began = trio.current_time()
+        with trio.move_on_after(TOO_LONG_S) as patience:
+            try:
+                generation = client.model.stream([list(PROMPT)], max_new_tokens=case.new_tokens)
+                async for piece in generation:
+                    tokens += piece.ids
+                recoveries = generation.result().recoveries
+            except SwarmError as exc:
+                error = exc
+        if patience.cancelled_caught:
+            error = SwarmError(f"nothing came for {TOO_LONG_S:g} s")
+        took_s = trio.current_time() - began
+        blamed = [
+            server.name
+            for known in client.peers.statistics(trio.current_time())
+            if known.failures and (server := swarm.by_peer(known.peer)) is not None
+        ]
+        victim = injector.victim.name if injector.victim is not None else ""
+        trace = swarm.world.trace_hash()
+        swarm.world.tap = None
+    return Outcome(
+        tuple(tokens), error, victim, frozenset(blamed), recoveries, took_s, tuple(injector.seen), trace
+    )  # fmt: skip
+
+
+def main(words: Sequence[str]) -> int:
+    """Play one case and tell what came of it; 1 when the text is not that of an undisturbed run."""
+    parser = argparse.ArgumentParser(prog="python -m sim failover", description=play.__doc__)
+    parser.add_argument("mishap", nargs="?", choices=[mishap.value for mishap in Mishap])
+    parser.add_argument("index", nargs="?", type=int, default=0, help="at which message")
+    parser.add_argument("--sender", action="store_true", help="of a message between servers, hit its sender")
+    parser.add_argument("--push", action="store_true", help="servers send their outputs straight to the next one")
+    parser.add_argument("--activations", default="fp32")
+    parser.add_argument("--spans", help="such as 0:2,2:4,0:4")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(words)
+    case = Case(push=given.push, activations=given.activations, seed=given.seed)
+    if given.spans:
+        pairs = [part.split(":") for part in given.spans.split(",")]
+        case = replace(case, spans=tuple((int(start), int(end)) for start, end in pairs))
+    expected = play(case)
+    fault = FaultAt(Mishap(given.mishap), given.index, given.sender) if given.mishap else None
+    case = replace(case, fault=fault)
+    outcome = play(case)
+    print(f"{case.command()}: message {given.index} of {len(expected.seen)}", end="")
+    if fault is not None and fault.index < len(outcome.seen):
+        message = outcome.seen[fault.index]
+        print(f", {message.kind} from {message.source} to {message.target}", end="")
+    print(f"\nundisturbed: {list(expected.tokens)}\nwith fault:  {list(outcome.tokens)}")
+    print(f"victim {outcome.victim or 'nobody'}, blamed {sorted(outcome.blamed)}, {outcome.recoveries} recoveries")
+    print(f"{outcome.took_s:.2f} virtual seconds instead of {expected.took_s:.2f}; error: {outcome.error}")
+    return int(outcome.tokens != expected.tokens)

@@ -1,0 +1,41 @@
+"""A case is what its command says, and the command tells what came of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from sim import failover
+from sim.__main__ import SCENARIOS
+from sim.failover import Case, play
+from sim.faults import FaultAt, Mishap
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(fault=FaultAt(Mishap.RESET, 20)),
+        Case(fault=FaultAt(Mishap.BUSY, 30), activations="int8", seed=3, spans=((0, 6), (0, 6))),
+    ],
+)
+def test_a_case_is_repeated_by_its_command(case, capsys):
+    words = case.command().split()
+    assert words[:3] == ["python", "-m", "sim"]
+    assert SCENARIOS[words[3]](words[4:]) == 0
+    told = capsys.readouterr().out
+    outcome = play(case)
+    assert case.command() in told
+    assert str(list(outcome.tokens)) in told
+    assert f"victim {outcome.victim}" in told
+
+
+def test_an_undisturbed_case_hits_nobody():
+    outcome = play(Case(new_tokens=2))
+    assert outcome.error is None
+    assert (outcome.victim, outcome.blamed, outcome.recoveries) == ("", frozenset(), 0)
+    assert outcome == play(Case(new_tokens=2))
+
+
+def test_an_unknown_mishap_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        failover.main(["earthquake"])
+    assert "earthquake" in capsys.readouterr().err
