@@ -1,8 +1,8 @@
-"""One generation with one fault at one message, on the toy: does the text go on as if nothing had happened?
+"""One generation on the toy, with faults at chosen messages: does the text go on as if nothing had happened?
 
 The tests play every message and every fault; a case that fails there is repeated alone by the line that they print:
 
-    python -m sim failover kill 37 --push
+    python -m sim failover kill@37 --push
 
 Invariants: a case is a value, and its outcome follows from it alone, bit for bit.
 """
@@ -17,7 +17,7 @@ import trio
 
 from p2pllm.config import Config
 from p2pllm.errors import SwarmError
-from sim.faults import FaultAt, Injector, Mishap, Seen
+from sim.faults import FaultAt, Injector, Seen
 from sim.run import run
 from sim.swarm import Blocks, open_swarm
 from sim.toy import ToyModel
@@ -45,7 +45,7 @@ class Case:
         seed: of the world, and of trio's scheduling.
     """
 
-    fault: FaultAt | None = None
+    faults: tuple[FaultAt, ...] = ()
     push: bool = False
     spans: tuple[tuple[int, int], ...] = HOPS_AND_SPARES
     activations: str = "fp32"
@@ -54,9 +54,7 @@ class Case:
 
     def command(self) -> str:
         """The line that plays this case alone."""
-        words = ["python -m sim failover"]
-        if self.fault is not None:
-            words += [self.fault.mishap.value, str(self.fault.index), *["--sender"] * self.fault.sender]
+        words = ["python -m sim failover", *map(str, self.faults)]
         words += ["--push"] * self.push
         words += [f"--activations {self.activations}"] * (self.activations != "fp32")
         words += [f"--seed {self.seed}"] * bool(self.seed)
@@ -72,7 +70,7 @@ class Outcome:
     Attributes:
         tokens: as far as they came.
         error: what ended it early, if anything did.
-        victim: who was hit; empty when the run was over before.
+        struck: the faults that happened, and the names of their victims.
         blamed: servers that the client counts a failure of.
         took_s: virtual seconds.
         seen: every message.
@@ -81,7 +79,7 @@ class Outcome:
 
     tokens: tuple[int, ...]
     error: SwarmError | None
-    victim: str
+    struck: tuple[tuple[FaultAt, str], ...]
     blamed: frozenset[str]
     recoveries: int
     took_s: float
@@ -115,7 +113,7 @@ async def _play(case: Case, model: Blocks) -> Outcome:
     tokens: list[int] = []
     error: SwarmError | None = None
     async with open_swarm(model, case.spans, config_of(case), seed=case.seed) as swarm, swarm.client() as client:
-        injector = Injector(swarm, case.fault)
+        injector = Injector(swarm, case.faults)
         recoveries = 0
         began = trio.current_time()
         with trio.move_on_after(TOO_LONG_S) as patience:
@@ -134,20 +132,17 @@ async def _play(case: Case, model: Blocks) -> Outcome:
             for known in client.peers.statistics(trio.current_time())
             if known.failures and (server := swarm.by_peer(known.peer)) is not None
         ]
-        victim = injector.victim.name if injector.victim is not None else ""
         trace = swarm.world.trace_hash()
         swarm.world.tap = None
     return Outcome(
-        tuple(tokens), error, victim, frozenset(blamed), recoveries, took_s, tuple(injector.seen), trace
+        tuple(tokens), error, tuple(injector.struck), frozenset(blamed), recoveries, took_s, tuple(injector.seen), trace
     )  # fmt: skip
 
 
 def main(words: Sequence[str]) -> int:
     """Play one case and tell what came of it; 1 when the text is not that of an undisturbed run."""
     parser = argparse.ArgumentParser(prog="python -m sim failover", description=play.__doc__)
-    parser.add_argument("mishap", nargs="?", choices=[mishap.value for mishap in Mishap])
-    parser.add_argument("index", nargs="?", type=int, default=0, help="at which message")
-    parser.add_argument("--sender", action="store_true", help="of a message between servers, hit its sender")
+    parser.add_argument("faults", nargs="*", type=FaultAt.parse, help="such as kill@37; 40s: the sender of message 40")
     parser.add_argument("--push", action="store_true", help="servers send their outputs straight to the next one")
     parser.add_argument("--activations", default="fp32")
     parser.add_argument("--spans", help="such as 0:2,2:4,0:4")
@@ -158,14 +153,13 @@ def main(words: Sequence[str]) -> int:
         pairs = [part.split(":") for part in given.spans.split(",")]
         case = replace(case, spans=tuple((int(start), int(end)) for start, end in pairs))
     expected = play(case)
-    fault = FaultAt(Mishap(given.mishap), given.index, given.sender) if given.mishap else None
-    case = replace(case, fault=fault)
+    case = replace(case, faults=tuple(given.faults))
     outcome = play(case)
-    print(f"{case.command()}: message {given.index} of {len(expected.seen)}", end="")
-    if fault is not None and fault.index < len(outcome.seen):
+    print(f"{case.command()}: {len(expected.seen)} messages undisturbed")
+    for fault, victim in outcome.struck:
         message = outcome.seen[fault.index]
-        print(f", {message.kind} from {message.source} to {message.target}", end="")
-    print(f"\nundisturbed: {list(expected.tokens)}\nwith fault:  {list(outcome.tokens)}")
-    print(f"victim {outcome.victim or 'nobody'}, blamed {sorted(outcome.blamed)}, {outcome.recoveries} recoveries")
+        print(f"{fault}: {message.kind} from {message.source} to {message.target}, victim {victim}")
+    print(f"undisturbed: {list(expected.tokens)}\nwith faults: {list(outcome.tokens)}")
+    print(f"blamed {sorted(outcome.blamed)}, {outcome.recoveries} recoveries")
     print(f"{outcome.took_s:.2f} virtual seconds instead of {expected.took_s:.2f}; error: {outcome.error}")
     return int(outcome.tokens != expected.tokens)

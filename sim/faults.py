@@ -3,13 +3,14 @@
 A message is one write on a stream of this world, between client and servers or from server to server; messages are
 counted in the order in which they leave. The same seed and the same fault give the same run.
 
-Invariants: one fault per injector, at one moment. What happens is what can happen in the world: nothing of the
+Invariants: a fault happens once, at its moment. What happens is what can happen in the world: nothing of the
 production code is replaced, its servers are merely stopped, cut off, emptied or declared full.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import trio
@@ -17,12 +18,12 @@ import trio
 from p2pllm.errors import Overloaded, RemoteFault, RemoteProtocolError
 from p2pllm.server.engine import Task
 from p2pllm.types import PeerId
-from p2pllm.wire.frame import MessageReader
-from p2pllm.wire.messages import FaultKind, Open
+from p2pllm.wire.frame import MessageReader, encode_message
+from p2pllm.wire.messages import Answer, FaultKind, Open, plain_size
 from sim.stream import SimStream
 from sim.swarm import SimServer, SimSwarm
 
-BUSY_S = 3.0
+BUSY_S = 1.2
 """How long a server that was declared full stays so."""
 BUSY_RETRY_S = 0.5
 
@@ -40,6 +41,8 @@ class Mishap(Enum):
     """The stream breaks on both sides; message and whatever is under way there are lost."""
     CORRUPT = "corrupt"
     """One bit of the message flips."""
+    LIE = "lie"
+    """An answer in the message comes with a shape that nobody asked for; what holds no answer stays as it is."""
     GONE = "gone"
     """The victim ends all of its sessions, and says so."""
     INTERNAL = "internal"
@@ -67,6 +70,19 @@ class FaultAt:
     index: int
     sender: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.mishap.value}@{self.index}" + ("s" if self.sender else "")
+
+    @classmethod
+    def parse(cls, text: str) -> FaultAt:
+        """From its text, such as ``kill@37`` or ``hang@40s``.
+
+        Raises:
+            ValueError: it is none.
+        """
+        word, _, index = text.partition("@")
+        return cls(Mishap(word), int(index.removesuffix("s")), index.endswith("s"))
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -86,26 +102,26 @@ class Seen:
 
 
 class Injector:
-    """Counts the messages of a swarm, and lets one fault happen; None: only count."""
+    """Counts the messages of a swarm, and lets faults happen."""
 
-    def __init__(self, swarm: SimSwarm, fault: FaultAt | None = None) -> None:
+    def __init__(self, swarm: SimSwarm, faults: Sequence[FaultAt] = ()) -> None:
         self.seen: list[Seen] = []
-        self.victim: SimServer | None = None
-        """Who was hit, once it happened."""
-        self.struck_s = -1.0
+        self.struck: list[tuple[FaultAt, str]] = []
+        """What happened so far, and the names of the victims."""
         self._swarm = swarm
-        self._fault = fault
+        self._faults = {fault.index: fault for fault in faults}
         swarm.world.tap = self._message
 
     def _message(self, stream: SimStream, data: bytes) -> bytes:
         source, target = stream.ends
         index = len(self.seen)
         self.seen.append(Seen(source, target, data))
-        if self._fault is None or index != self._fault.index:
+        fault = self._faults.get(index)
+        if fault is None:
             return data
-        self.struck_s = trio.current_time()
-        self.victim = self._choose(source, target, self._fault.sender)
-        return self._strike(self._fault.mishap, self.victim, stream, data)
+        victim = self._choose(source, target, fault.sender)
+        self.struck.append((fault, victim.name))
+        return self._strike(fault.mishap, victim, stream, data)
 
     def _choose(self, source: str, target: str, sender: bool) -> SimServer:
         servers = self._swarm.servers
@@ -127,6 +143,8 @@ class Injector:
                 stream.fail("the stream was reset on its way", keep=False)
             case Mishap.CORRUPT:
                 return flipped(data, len(self.seen))
+            case Mishap.LIE:
+                return lie(data)
             case Mishap.GONE:
                 end_sessions(victim, FaultKind.GONE)
             case Mishap.INTERNAL:
@@ -138,6 +156,23 @@ class Injector:
     async def _wake_later(self, name: str) -> None:
         await trio.sleep(FREEZE_S)
         self._swarm.world.resume(name)
+
+
+def lie(data: bytes) -> bytes:
+    """``data``, its answers with other shapes than they had."""
+    try:
+        messages = MessageReader().feed(data)
+    except RemoteProtocolError:
+        return data
+    out = []
+    for message, payload in messages:
+        if isinstance(message, Answer):
+            tokens, hidden = message.tensor.shape
+            size = plain_size(message.tensor.codec, tokens + 1, hidden)
+            tensor = replace(message.tensor, shape=(tokens + 1, hidden), size=size)
+            message, payload = replace(message, tensor=tensor), bytes(size)
+        out.append(encode_message(message, payload))
+    return b"".join(out)
 
 
 def flipped(data: bytes, seed: int) -> bytes:

@@ -13,8 +13,8 @@ from sim.faults import FaultAt, Mishap
 @pytest.mark.parametrize(
     "case",
     [
-        Case(fault=FaultAt(Mishap.RESET, 20)),
-        Case(fault=FaultAt(Mishap.BUSY, 30), activations="int8", seed=3, spans=((0, 6), (0, 6))),
+        Case(faults=(FaultAt(Mishap.RESET, 20), FaultAt(Mishap.RESET, 31))),
+        Case(faults=(FaultAt(Mishap.BUSY, 30),), activations="int8", seed=3, spans=((0, 6), (0, 6))),
     ],
 )
 def test_a_case_is_repeated_by_its_command(case, capsys):
@@ -25,13 +25,15 @@ def test_a_case_is_repeated_by_its_command(case, capsys):
     outcome = play(case)
     assert case.command() in told
     assert str(list(outcome.tokens)) in told
-    assert f"victim {outcome.victim}" in told
+    for fault, victim in outcome.struck:
+        assert str(fault) in told
+        assert f"victim {victim}" in told
 
 
 def test_an_undisturbed_case_hits_nobody():
     outcome = play(Case(new_tokens=2))
     assert outcome.error is None
-    assert (outcome.victim, outcome.blamed, outcome.recoveries) == ("", frozenset(), 0)
+    assert (outcome.struck, outcome.blamed, outcome.recoveries) == ((), frozenset(), 0)
     assert outcome == play(Case(new_tokens=2))
 
 

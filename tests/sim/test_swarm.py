@@ -11,7 +11,7 @@ from p2pllm.types import Span
 from p2pllm.wire import INFO
 from p2pllm.wire.frame import MessageReader, encode_message
 from p2pllm.wire.messages import Info, InfoRequest
-from sim.faults import FaultAt, Injector, Mishap, flipped
+from sim.faults import FaultAt, Injector, Mishap, flipped, lie
 from sim.run import run
 from sim.swarm import MODEL, open_swarm
 from sim.toy import ToyModel
@@ -26,9 +26,9 @@ CONFIG = replace(
 PROMPT = [3, 1, 4, 1, 5]
 
 
-async def generate(spans, fault=None, new_tokens=4):
+async def generate(spans, *faults, new_tokens=4):
     async with open_swarm(TOY, spans, CONFIG) as swarm, swarm.client() as client:
-        injector = Injector(swarm, fault)
+        injector = Injector(swarm, faults)
         result = await client.model.generate([PROMPT], max_new_tokens=new_tokens)
         return list(result.new_ids[0]), injector, swarm.world.trace_hash()
 
@@ -58,9 +58,10 @@ def test_a_fault_strikes_the_server_of_its_message(mishap):
     """The first message asks to open a session; whatever happens to it, the spare serves."""
     tokens, injector, _ = run(lambda: generate([(0, 4), (0, 4)], FaultAt(mishap, 0)))
     first = injector.seen[0]
-    assert injector.victim is not None
-    assert injector.victim.name in (first.source, first.target)
-    assert injector.struck_s > 0
+    ((fault, victim),) = injector.struck
+    assert fault == FaultAt(mishap, 0)
+    assert first.kind == "Open"
+    assert victim == first.target
     assert tokens == TOY.greedy(PROMPT, 4)
 
 
@@ -69,3 +70,20 @@ def test_one_bit_flips_and_all_parts_are_hit():
     hit = {next(i for i, byte in enumerate(flipped(data, seed)) if byte) for seed in range(200)}
     assert len(hit) > 35
     assert all(sum(byte.bit_count() for byte in flipped(data, seed)) == 1 for seed in range(200))
+
+
+def test_a_lie_is_a_whole_answer_of_another_shape():
+    seen = run(lambda: generate([(0, 4)]))[1].seen
+    truth = next(m.data for m in seen if m.kind == "Answer")
+    told = lie(truth)
+    ((message, payload),) = MessageReader().feed(told)
+    ((before, _),) = MessageReader().feed(truth)
+    assert message.tensor.shape[0] == before.tensor.shape[0] + 1
+    assert len(payload) == message.tensor.size
+    assert lie(b"no message") == b"no message"
+    assert lie(seen[0].data) == seen[0].data
+
+
+@pytest.mark.parametrize("text", ["kill@37", "hang@40s"])
+def test_a_fault_is_its_text(text):
+    assert str(FaultAt.parse(text)) == text
