@@ -9,7 +9,7 @@ them. Made by ``open_swarm``; use everything inside it only.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,6 +26,7 @@ from p2pllm.model.ends import Ends
 from p2pllm.model.span import SpanModel
 from p2pllm.model.tokenizer import TextEnds
 from p2pllm.node.using import ClientShare, open_client
+from p2pllm.ports import Compute
 from p2pllm.server.backend import SpanBackend
 from p2pllm.server.infos import Infos
 from p2pllm.server.offer import Offer
@@ -92,7 +93,7 @@ class SimSwarm:
     world: SimWorld
     blocks: Blocks
     config: Config
-    pass_s: float
+    compute: Callable[[], Compute]
     servers: dict[str, SimServer] = field(default_factory=dict)
     clients: list[SimClient] = field(default_factory=list)
 
@@ -106,7 +107,7 @@ class SimSwarm:
         offer = Offer(
             MODEL, span, shape.hidden_size, shape.max_positions, self.blocks.numerics, config.server.forward_tokens_max
         )
-        serving = Serving(offer, backend, network, SimCompute(flat_cost(self.pass_s)), config, "cpu")
+        serving = Serving(offer, backend, network, self.compute(), config, "cpu")
         record = self._announcement(network, span, tokens)
         server = self.servers[name] = SimServer(name, span, network, serving, record)
         ready = trio.Event()
@@ -131,7 +132,7 @@ class SimSwarm:
         """A client that knows every server."""
         config = config or self.config
         network = self.world.host(name)
-        ports = sim_ports(self.world, name, network=network, compute=SimCompute(flat_cost(self.pass_s)))
+        ports = sim_ports(self.world, name, network=network, compute=self.compute())
         directory = Directory(ports, config, [MODEL])
         for server in self.servers.values():
             self._tell(directory, name, server)
@@ -167,10 +168,14 @@ async def open_swarm(
     seed: int = 0,
     latency_s: float = 0.02,
     pass_s: float = 0.01,
+    compute: Callable[[], Compute] | None = None,
 ) -> AsyncGenerator[SimSwarm]:
-    """Servers ``s0``, ``s1``, ... of these spans, on hosts of the same names."""
+    """Servers ``s0``, ``s1``, ... of these spans, on hosts of the same names.
+
+    ``compute`` makes each host's devices; without it every pass takes ``pass_s``.
+    """
     async with SimWorld(seed, latency_s, config.net) as world:
-        swarm = SimSwarm(world, blocks, config, pass_s)
+        swarm = SimSwarm(world, blocks, config, compute or (lambda: SimCompute(flat_cost(pass_s))))
         for number, (start, end) in enumerate(spans):
             await swarm.add(f"s{number}", Span(start, end))
         yield swarm

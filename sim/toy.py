@@ -33,7 +33,7 @@ NUMERICS = Numerics("float32", "none", "toy", "any", exact=True)
 _Floats = npt.NDArray[np.float64]
 
 
-def toy_config(blocks: int = 6) -> ModelConfig:
+def toy_config(blocks: int = 6, context: int = CONTEXT) -> ModelConfig:
     """The toy's shape, as a checkpoint would tell it."""
     return parse_config(
         {
@@ -45,14 +45,14 @@ def toy_config(blocks: int = 6) -> ModelConfig:
             "num_attention_heads": 1,
             "num_key_value_heads": 1,
             "vocab_size": VOCAB,
-            "max_position_embeddings": CONTEXT,
+            "max_position_embeddings": context,
         }
     )
 
 
-def _attention(block: int) -> _Floats:
+def _attention(block: int, context: int) -> _Floats:
     """How much token t (row) takes of token j (column): positive up to itself, nothing of what follows."""
-    t, j = np.arange(CONTEXT)[:, None], np.arange(CONTEXT)[None, :]
+    t, j = np.arange(context)[:, None], np.arange(context)[None, :]
     weights = 1 + (31 * t + 17 * j + 7 * block + t * j) % 96
     return np.tril(weights).astype(np.float64)
 
@@ -91,7 +91,7 @@ class ToySpan:
     def __init__(self, config: ModelConfig, span: Span) -> None:
         self.config = config
         self.span = span
-        self._attention = [_attention(block) for block in span]
+        self._attention = [_attention(block, config.max_positions) for block in span]
         self._mixing = [
             np.random.default_rng(block).integers(1, PRIME, (HIDDEN, HIDDEN)).astype(np.float64) for block in span
         ]
@@ -172,8 +172,8 @@ class ToyModel:
 
     numerics = NUMERICS
 
-    def __init__(self, blocks: int = 6) -> None:
-        self.config = toy_config(blocks)
+    def __init__(self, blocks: int = 6, context: int = CONTEXT) -> None:
+        self.config = toy_config(blocks, context)
         self._ends = ToyEnds(self.config)
         self._spans: dict[Span, ToySpan] = {}
 
