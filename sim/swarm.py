@@ -146,10 +146,18 @@ class SimSwarm:
         """The server of an identity; None: it is nobody's, or a client's."""
         return next((server for server in self.servers.values() if server.peer == peer), None)
 
-    def _announcement(self, network: SimNetwork, span: Span, tokens: int) -> bytes:
+    def withdraw(self, server: SimServer) -> None:
+        """Let everybody know that a server is no more, as its record's end would in time."""
+        record = self._announcement(server.network, server.span, 0, ServerState.OFFLINE)
+        for client in self.clients:
+            client.directory.view.merge(record, trio.current_time(), self.world.wall_time(client.network.name))
+
+    def _announcement(
+        self, network: SimNetwork, span: Span, tokens: int, state: ServerState = ServerState.ONLINE
+    ) -> bytes:
         wall_ms = int(1000 * self.world.wall_time(network.name))
         announcement = Announcement(
-            MODEL, span, self.blocks.config.num_blocks, ServerState.ONLINE, self.blocks.numerics,
+            MODEL, span, self.blocks.config.num_blocks, state, self.blocks.numerics,
             Throughput(50.0, 5000.0, 1000.0), cache_tokens_free=tokens, peer=network.me, addrs=network.addrs,
             sequence=wall_ms, issued_ms=wall_ms, ttl_ms=TTL_MS,
         )  # fmt: skip
