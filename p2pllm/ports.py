@@ -150,6 +150,22 @@ class Compute(Protocol):
         ...
 
 
+class Scratch(Protocol):
+    """A temporary file without a name: gone when it is closed, and with the process in any case."""
+
+    def append(self, data: Buffer) -> int:
+        """Write at the end; returns where. Blocking, call it inside ``Storage.run``. Raises StorageError."""
+        ...
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes ``[start, stop)``. Blocking. Raises StorageError when they are not there."""
+        ...
+
+    def close(self) -> None:
+        """Give the space back. Idempotent; never blocks for long."""
+        ...
+
+
 class Storage(Protocol):
     """Files and downloads, off the loop."""
 
@@ -175,6 +191,10 @@ class Storage(Protocol):
 
     def stamp(self, path: str) -> str:
         """A short text that changes whenever the file's content may have changed. Blocking. Raises StorageError."""
+        ...
+
+    def scratch(self) -> Scratch:
+        """A new temporary file. Blocking. Raises StorageError."""
         ...
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import trio
 
 from p2pllm.errors import StorageError
+from p2pllm.ports import Buffer
 
 T = TypeVar("T")
 
@@ -36,6 +37,8 @@ class MemoryStorage:
         self._stamps = dict.fromkeys(self.files, 0)
         self._writes = 0
         self._fault: Fault | None = None
+        self.scratches: set[MemoryScratch] = set()
+        """Temporary files that are not closed."""
 
     def fail(self, fault: Fault | None) -> None:
         """From now on ask ``fault`` before every operation; None heals."""
@@ -61,10 +64,7 @@ class MemoryStorage:
 
     def write(self, path: str, data: bytes) -> None:
         self._check("write", path)
-        used = sum(len(content) for other, content in self.files.items() if other != path)
-        if self._quota_bytes is not None and used + len(data) > self._quota_bytes:
-            free = max(self._quota_bytes - used, 0)
-            raise StorageError(f"disk full: cannot write {path} ({len(data)} bytes, {free} free)")
+        self._make_room(path, len(data))
         self._writes += 1
         self.files[path] = bytes(data)
         self._stamps[path] = self._writes
@@ -78,12 +78,49 @@ class MemoryStorage:
     def stamp(self, path: str) -> str:
         return f"{path}|{len(self._content('stamp', path))}|{self._stamps.get(path, 0)}"
 
+    def scratch(self) -> MemoryScratch:
+        self._check("scratch", "")
+        scratch = MemoryScratch(self)
+        self.scratches.add(scratch)
+        return scratch
+
     def _content(self, operation: str, path: str) -> bytes:
         self._check(operation, path)
         if path not in self.files:
             raise StorageError(f"cannot read {path}: No such file or directory")
         return self.files[path]
 
+    def _make_room(self, path: str, size: int) -> None:
+        used = sum(len(content) for other, content in self.files.items() if other != path)
+        used += sum(len(scratch.content) for scratch in self.scratches)
+        if self._quota_bytes is not None and used + size > self._quota_bytes:
+            free = max(self._quota_bytes - used, 0)
+            raise StorageError(f"disk full: cannot write {path} ({size} bytes, {free} free)")
+
     def _check(self, operation: str, path: str) -> None:
         if self._fault is not None:
             self._fault(operation, path)
+
+
+class MemoryScratch:
+    """See ``ports.Scratch``."""
+
+    def __init__(self, storage: MemoryStorage) -> None:
+        self.content = bytearray()
+        self._storage = storage
+
+    def append(self, data: Buffer) -> int:
+        self._storage._check("append", "a temporary file")
+        self._storage._make_room("a temporary file", len(data))
+        start = len(self.content)
+        self.content += data
+        return start
+
+    def read(self, start: int, stop: int) -> bytes:
+        self._storage._check("read", "a temporary file")
+        if stop > len(self.content):
+            raise StorageError(f"a temporary file ends at {len(self.content)}; {stop} was wanted")
+        return bytes(self.content[start:stop])
+
+    def close(self) -> None:
+        self._storage.scratches.discard(self)

@@ -1,108 +1,213 @@
-"""How the chunks of a step flow through the hops of a chain: what one server answers is what the next one gets.
+"""How the chunks of a step flow through the legs of a chain: what one server answers is what the next one gets.
 
-Invariants: payload bytes travel unchanged from hop to hop. At every hop the chunks keep their order, and at most the
-configured number of them is under way. The first failure ends the flow and leaves as ``HopLost``; nothing is left
-running behind it.
+Invariants: payload bytes travel unchanged from leg to leg, and are recorded in the history before they are sent. At
+every leg the chunks keep their order, and at most the configured number of them is under way. A leg whose server fails
+is mended where it is, while the others work on; what cannot be mended ends the flow, and nothing is left running
+behind it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import trio
 
 from p2pllm.client.chunks import ALL, Chunk
 from p2pllm.client.context import HOP_ERRORS, Context
 from p2pllm.client.edge import Packed
-from p2pllm.client.hop import HopSession
+from p2pllm.client.legs import Leg
+from p2pllm.client.past import Entry, Rows
+from p2pllm.client.replay import History
+from p2pllm.errors import P2PLLMError, PeerLost
+from p2pllm.wire.tensor import plain
 
 Source = Callable[[Chunk], Awaitable[Packed]]
 """Makes a chunk's input."""
 Sink = Callable[[Chunk, Packed], Awaitable[None]]
 """Takes a chunk's output."""
 
-_Item = tuple[Chunk, Packed]
+_Item = tuple[Entry, Packed]
+_Inlet = trio.MemoryReceiveChannel[_Item]
+_Outlet = trio.MemorySendChannel[_Item]
+
+
+class Mender(Protocol):
+    """Puts other legs in the place of one that failed."""
+
+    async def mend(self, leg: Leg, cause: P2PLLMError, rows: Rows) -> list[Leg]:
+        """The legs that stand in its place now, whose caches hold ``rows``.
+
+        Raises:
+            SwarmError: there are none.
+        """
+        ...
+
+    async def prepare(self, leg: Leg, rows: Rows) -> None:
+        """Bring the caches of a leg to ``rows``.
+
+        Raises:
+            PeerLost, RemoteProtocolError, RemoteFault: the server failed.
+        """
+        ...
+
+    def answered(self, leg: Leg) -> None:
+        """A leg gave an answer that can be true."""
+        ...
 
 
 class Flow:
-    """One step through ``hops``; ``base`` are the rows' positions before it, once they continue ``sources``."""
+    """Steps through ``legs``, which lead to the border ``end``."""
 
-    def __init__(
-        self, context: Context, hops: Sequence[HopSession], base: tuple[int, ...], sources: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, context: Context, legs: Sequence[Leg], end: int, history: History, mender: Mender) -> None:
         self._context = context
-        self._hops = hops
-        self._base = base
-        self._sources = sources
+        self._legs = legs
+        self._end = end
+        self._history = history
+        self._mender = mender
 
-    async def run(self, chunks: Sequence[Chunk], source: Source, sink: Sink) -> None:
-        """Bring all chunks through the chain.
+    async def run(self, entries: Sequence[Entry], source: Source, sink: Sink) -> None:
+        """Bring all entries through the chain.
 
         Raises:
-            HopLost: a server failed.
+            SwarmError: a server failed and cannot be replaced.
         """
-        if len(chunks) == 1:
-            packed = await source(chunks[0])
-            for hop in self._hops:
-                packed = await self._alone(hop, chunks[0], packed)
-            await sink(chunks[0], packed)
-            return
         try:
-            async with trio.open_nursery() as nursery:
-                outlet, inlet = trio.open_memory_channel[_Item](1)
-                nursery.start_soon(_feed, chunks, source, outlet)
-                for hop in self._hops:
-                    outlet, following = trio.open_memory_channel[_Item](1)
-                    nursery.start_soon(self._relay, hop, inlet, outlet)
-                    inlet = following
-                async for chunk, packed in inlet:
-                    await sink(chunk, packed)
-        except BaseExceptionGroup as group:
-            raise first_of(group) from None
+            if len(entries) == 1:
+                await self._alone(entries[0], source, sink)
+            else:
+                await self._pipeline(entries, source, sink)
+        except BaseException as exc:
+            for leg in self._legs:
+                leg.hop.abandon()
+            if isinstance(exc, BaseExceptionGroup):
+                raise first_of(exc) from None
+            raise
 
-    async def _send(self, hop: HopSession, chunk: Chunk, packed: Packed) -> None:
-        positions = tuple(position + start for position, start in zip(self._base, chunk.starts, strict=True))
-        tail = chunk.tail if hop is self._hops[-1] else ALL
-        sources = () if any(chunk.starts) else self._sources  # rows are reordered once, by the first chunk
-        await hop.send(positions, chunk.counts, packed, tail=tail, sources=sources)
+    async def _alone(self, entry: Entry, source: Source, sink: Sink) -> None:
+        """One entry, without any task in between; ``legs`` changes under us when one is mended."""
+        packed = await source(entry.chunk)
+        at = 0
+        while at < len(self._legs):
+            leg = self._legs[at]
+            self._history.record(leg.span.start, entry, packed)
+            try:
+                await self._fit(leg, entry.before)
+                await leg.send(entry, packed, self._tail(leg, entry))
+                packed = await self._receive(leg)
+            except HOP_ERRORS as exc:
+                await self._mender.mend(leg, exc, entry.before)
+            else:
+                at += 1
+        await sink(entry.chunk, packed)
 
-    async def _alone(self, hop: HopSession, chunk: Chunk, packed: Packed) -> Packed:
-        try:
-            await self._send(hop, chunk, packed)
-            return await hop.receive()
-        except HOP_ERRORS as exc:
-            raise self._context.lost(hop.hop, exc) from exc
+    async def _pipeline(self, entries: Sequence[Entry], source: Source, sink: Sink) -> None:
+        async with trio.open_nursery() as nursery:
+            outlet, inlet = trio.open_memory_channel[_Item](1)
+            nursery.start_soon(_feed, entries, source, outlet)
+            outlet, outputs = trio.open_memory_channel[_Item](1)
+            nursery.start_soon(self._line, list(self._legs), inlet, outlet)
+            async for entry, packed in outputs:
+                await sink(entry.chunk, packed)
 
-    async def _relay(
-        self, hop: HopSession, inlet: trio.MemoryReceiveChannel[_Item], outlet: trio.MemorySendChannel[_Item]
-    ) -> None:
-        """All chunks through one hop: answers are fetched while further chunks are sent."""
+    async def _line(self, legs: Sequence[Leg], inlet: _Inlet, outlet: _Outlet) -> None:
+        """All items through legs that follow each other."""
+        async with trio.open_nursery() as nursery:
+            for leg in legs[:-1]:
+                out, following = trio.open_memory_channel[_Item](1)
+                nursery.start_soon(self._stage, leg, inlet, out)
+                inlet = following
+            nursery.start_soon(self._stage, legs[-1], inlet, outlet)
+
+    async def _stage(self, leg: Leg, inlet: _Inlet, outlet: _Outlet) -> None:
+        """All items through one leg, or through those that replace it."""
+        held: deque[_Item] = deque()  # taken in, not yet answered
+        async with outlet:
+            while True:
+                try:
+                    if not held:
+                        held.append(self._recorded(leg, await inlet.receive()))
+                    await self._fit(leg, held[0][0].before)
+                    await self._through(leg, held, inlet, outlet)
+                    return
+                except trio.EndOfChannel:
+                    return
+                except HOP_ERRORS as exc:
+                    cause: P2PLLMError = exc
+                except BaseExceptionGroup as group:
+                    error = first_of(group)
+                    if not isinstance(error, HOP_ERRORS):
+                        raise error from None
+                    cause = error
+                legs = await self._mender.mend(leg, cause, held[0][0].before)
+                if len(legs) > 1:
+                    async with trio.open_nursery() as nursery:
+                        joined, both = trio.open_memory_channel[_Item](0)
+                        nursery.start_soon(_join, held, inlet, joined)
+                        await self._line(legs, both, outlet)
+                    return
+                leg = legs[0]
+
+    async def _through(self, leg: Leg, held: deque[_Item], inlet: _Inlet, outlet: _Outlet) -> None:
+        """Items through one leg: answers are fetched while further items are sent. What is in ``held`` goes first."""
         window = min(self._context.config.client.steps_in_flight, self._context.config.wire.steps_in_flight_max)
-        # The chunk whose answer is awaited has left this buffer, so it holds one less than may be under way.
-        under_way, sent = trio.open_memory_channel[Chunk](max(0, window - 1))
+        # The entry whose answer is awaited has left this buffer, so it holds one less than may be under way.
+        under_way, sent = trio.open_memory_channel[Entry](max(0, window - 1))
 
         async def send_all() -> None:
             async with under_way:
-                async for chunk, packed in inlet:
-                    await under_way.send(chunk)
-                    await self._send(hop, chunk, packed)
+                for item in list(held):
+                    await under_way.send(item[0])
+                    await leg.send(*item, self._tail(leg, item[0]))
+                async for item in inlet:
+                    held.append(self._recorded(leg, item))
+                    await under_way.send(item[0])
+                    await leg.send(*item, self._tail(leg, item[0]))
 
-        try:
-            async with outlet, trio.open_nursery() as nursery:
-                nursery.start_soon(send_all)
-                async for chunk in sent:
-                    await outlet.send((chunk, await hop.receive()))
-        except BaseExceptionGroup as group:
-            error = first_of(group)
-            if isinstance(error, HOP_ERRORS):
-                raise self._context.lost(hop.hop, error) from error
-            raise error from None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all)
+            async for entry in sent:
+                packed = await self._receive(leg)
+                held.popleft()
+                await outlet.send((entry, packed))
+
+    async def _fit(self, leg: Leg, rows: Rows) -> None:
+        """See to it that a leg can take a step that stands on ``rows``."""
+        if leg.lost is not None:
+            raise PeerLost("the server was given up before")
+        await leg.hop.settle()
+        if not leg.holds(rows):
+            await self._mender.prepare(leg, rows)
+
+    async def _receive(self, leg: Leg) -> Packed:
+        packed = await leg.hop.receive()
+        if packed.tensor.zstd:
+            plain(packed.tensor, packed.payload)  # whoever sent what does not unpack is to blame, not who gets it
+        if leg.accuser is not None:
+            self._mender.answered(leg)
+        return packed
+
+    def _recorded(self, leg: Leg, item: _Item) -> _Item:
+        self._history.record(leg.span.start, *item)
+        return item
+
+    def _tail(self, leg: Leg, entry: Entry) -> int:
+        return entry.tail if leg.span.end == self._end else ALL
 
 
-async def _feed(chunks: Sequence[Chunk], source: Source, outlet: trio.MemorySendChannel[_Item]) -> None:
+async def _feed(entries: Sequence[Entry], source: Source, outlet: _Outlet) -> None:
     async with outlet:
-        for chunk in chunks:
-            await outlet.send((chunk, await source(chunk)))
+        for entry in entries:
+            await outlet.send((entry, await source(entry.chunk)))
+
+
+async def _join(held: Sequence[_Item], inlet: _Inlet, outlet: _Outlet) -> None:
+    async with outlet:
+        for item in list(held):
+            await outlet.send(item)
+        async for item in inlet:
+            await outlet.send(item)
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -61,6 +61,7 @@ class HopSession:
         self._sent: deque[tuple[int, _Sent]] = deque()  # ids whose answers were not fetched yet, in order
         self._answers: dict[int, Packed] = {}
         self._broken_in_a_row = 0
+        self._unsettled = False
         self._answered_at = float("-inf")
 
     @property
@@ -132,15 +133,35 @@ class HopSession:
                 self._sent.popleft()
                 return packed
             size = self._sent[0][1].work if self._sent else math.inf
-            deadline = trio.current_time() + self._peers.step_timeout_s(self.peer_id, size)
-            try:
-                await self._until(Answered, deadline)
-            except PeerSilent:
-                raise
-            except PeerLost as exc:
-                await self._reattach(exc)
-            except Overloaded as busy:
-                await self._repeat_later(busy, last)
+            await self._take(last, trio.current_time() + self._peers.step_timeout_s(self.peer_id, size))
+
+    def abandon(self) -> None:
+        """Nobody waits any more for what is under way, and whoever did may have been interrupted anywhere."""
+        self._sent.clear()
+        self._answers.clear()
+        self._unsettled = True
+
+    async def settle(self) -> None:
+        """After ``abandon``: let what was under way come to its end, so that the rows are where they were sent to.
+
+        Raises:
+            PeerLost, RemoteProtocolError, RemoteFault: as ``receive``.
+        """
+        if not self._unsettled:
+            return
+        last = trio.current_time() + self._config.client.step_timeout_s
+        if self._wire.phase is not HopPhase.READY or self._current.dead:
+            await self._reattach(PeerLost("its stream was lost"))
+        while self._wire.unanswered:
+            await self._take(last)
+        self._answers.clear()
+        self._unsettled = False
+
+    def drop(self) -> None:
+        """Give the server up at once: it forgets the session by itself."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.abort()
 
     async def aclose(self) -> None:
         """Free the cache at the server and keep the stream, within a bound; never raises what a server can cause.
@@ -186,6 +207,17 @@ class HopSession:
         except trio.WouldBlock:
             await self._sending.acquire()
 
+    async def _take(self, last: float, deadline: float | None = None) -> None:
+        """Wait for an answer until ``deadline``; what can be mended is, until ``last``."""
+        try:
+            await self._until(Answered, last if deadline is None else deadline)
+        except PeerSilent:
+            raise
+        except PeerLost as exc:
+            await self._reattach(exc)
+        except Overloaded as busy:
+            await self._repeat_later(busy, last)
+
     async def _until(self, wanted: type[HopEvent], deadline: float) -> None:
         """Take messages until an event of the wanted kind; answers are put aside for ``receive`` in any case."""
         while True:
@@ -218,7 +250,8 @@ class HopSession:
         self._peers.took(self.peer_id, sent.work, now - max(sent.at, self._answered_at))
         self._answered_at = now
         if sent.telling:
-            self._peers.answered(self.peer_id, wall_s=wall_s, compute_s=answer.compute_s, blocks=len(self.span))
+            spent_s, blocks = answer.compute_s, len(self.span)
+            self._peers.answered(self.peer_id, wall_s=wall_s, compute_s=spent_s, blocks=blocks, now=now)
 
     async def _reattach(self, cause: PeerLost) -> None:
         """Back to the same session over a new stream."""

@@ -4,36 +4,30 @@ A step's hidden states enter at the first server; what a server answers goes to 
 Long steps are cut into chunks that follow each other through the chain, several under way at once.
 
 Invariants: codec points are the borders of the chain at the time of opening, for the session's whole life. Positions
-change only when a whole step has come back. Before that everything of a step may fail as one: a session whose step
-failed is of no further use and says which server did it. Nothing runs in the background between steps.
+change only when a whole step has come back. A step whose servers fail goes on with others (``failover``); one that
+fails all the same, or is interrupted, leaves the session where it was before it, and the next one tries again.
+Nothing runs in the background between steps.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 import torch
-import trio
 
 from p2pllm.client.chunks import ALL, Chunk, cut, packed_slices, wanted_slices
-from p2pllm.client.context import HOP_ERRORS, Context, HopLost
+from p2pllm.client.context import Context
 from p2pllm.client.edge import Packed, pack, unpack
+from p2pllm.client.failover import Failover, Recovery
 from p2pllm.client.flow import Flow, Sink, Source
 from p2pllm.client.held import UNKNOWN, Held
-from p2pllm.client.hop import HopSession
 from p2pllm.client.inputs import check_ids
-from p2pllm.client.planner import Wish
-from p2pllm.client.route import Hop, Plan
-from p2pllm.errors import SessionGone, SwarmError, UserError
-from p2pllm.types import SessionId
-from p2pllm.wire.messages import Open
-
-log = logging.getLogger(__name__)
-
-SESSION_BYTES = 16
+from p2pllm.client.legs import Chain, Terms
+from p2pllm.client.past import entries_of, lengths, shortened
+from p2pllm.client.replay import History
+from p2pllm.client.route import Hop
+from p2pllm.errors import UserError
 
 
 class Session:
@@ -58,10 +52,8 @@ class Session:
         self._context = context
         self._rows = rows
         self._codec = context.codec(activations)
-        self._hops: list[HopSession] = []
-        self._positions: tuple[int, ...] = ()
-        self._replanned = 0
-        self._failure: SwarmError | None = None
+        self._live: Failover | None = None
+        self._stepping = False
         self._closed = False
 
     # -- where it stands -------------------------------------------------------------------------------------------
@@ -78,24 +70,29 @@ class Session:
     @property
     def route(self) -> tuple[Hop, ...]:
         """Who serves which blocks; empty until the chain is open."""
-        return tuple(hop.hop for hop in self._hops)
+        return () if self._live is None else tuple(leg.place for leg in self._live.chain.legs)
 
     @property
     def recoveries(self) -> int:
         """How many failures of servers and streams this session has survived."""
-        return self._replanned + sum(hop.reattached for hop in self._hops)
+        return 0 if self._live is None else self._live.count
+
+    @property
+    def recovered(self) -> tuple[Recovery, ...]:
+        """The failures of servers whose blocks went on elsewhere, in order."""
+        return () if self._live is None else tuple(self._live.recoveries)
 
     @property
     def exact(self) -> bool:
         """Whether all servers are of one exact numerics class, and our own ends exact: then equal inputs give equal
         bits, however they are cut and batched."""
-        tags = {hop.numerics for hop in self._hops}
+        tags = {leg.hop.numerics for leg in self._live.chain.legs} if self._live is not None else set()
         return len(tags) == 1 and tags.pop().endswith("/exact") and self._context.ends.exact
 
     @property
     def positions(self) -> tuple[int, ...]:
         """Per row, the tokens in the caches."""
-        return self._positions or (0,) * (self._rows or 1)
+        return (0,) * (self._rows or 1) if self._live is None else lengths(self._live.history.rows)
 
     @property
     def position(self) -> int:
@@ -106,14 +103,16 @@ class Session:
     def position(self, value: int) -> None:
         if not 0 <= value <= self.position:
             raise UserError(f"position {value}: the session stands at {self.position} and can only go back")
-        self._positions = tuple(value for _ in self.positions)
+        self.rewind(tuple(value for _ in self.positions))
 
     def rewind(self, positions: tuple[int, ...]) -> None:
         """Forget, per row, what came after a position of its own."""
         there = self.positions
         if len(positions) != len(there) or not all(0 <= to <= at for to, at in zip(positions, there, strict=True)):
             raise UserError(f"positions {positions}: the session stands at {self.positions} and can only go back")
-        self._positions = positions
+        if self._live is not None:
+            rows = zip(self._live.history.rows, positions, strict=True)
+            self._live.history.rows = tuple(shortened(row, position) for row, position in rows)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -134,72 +133,21 @@ class Session:
             CoverageError: nobody serves some of the blocks.
             HopLost: the chains that were tried all failed; tells of the last one.
         """
-        client = self._context.config.client
-        deadline = trio.current_time() + max(client.patience_s, client.gap_grace_s)
-        wish = Wish(self._context.whole, cache_tokens=rows * self.max_length, exact=client.exact)
-        last: HopLost | None = None
-        while True:
-            try:
-                plan = await self._context.planner.wait_plan(wish, deadline)
-            except SwarmError as exc:
-                raise last or exc from None
-            hops = self._make_hops(plan, rows)
-            try:
-                last = await self._open_all(hops)
-            except BaseException:  # cancelled: whoever has opened would keep the cache until it expires
-                await _close_all(hops)
-                raise
-            if last is None:
-                self._hops, self._rows, self._positions = hops, rows, (0,) * rows
-                return
-            await _close_all(hops)
-            if trio.current_time() >= deadline:
-                raise last
-            if isinstance(last.cause, SessionGone):
-                await self._context.planner.refresh()
-            self._replanned += 1
+        context = self._context
+        terms = Terms(rows, self.max_length, self._codec)
+        history = History(
+            context.ports.storage, context.shape.hidden_size, rows, context.config.client.history_bytes_max
+        )
+        live = Failover(context, Chain(context, terms), history)
+        await live.fill([], context.whole, history.rows)
+        self._live, self._rows = live, rows
 
     async def aclose(self) -> None:
         """Free the caches; within a bound, also when cancelled."""
         self._closed = True
-        await _close_all(self._hops)
-
-    def _make_hops(self, plan: Plan, rows: int) -> list[HopSession]:
-        context = self._context
-        session = SessionId(context.ports.token_bytes(SESSION_BYTES))
-        hops = []
-        for hop in plan.hops:
-            open_ = Open(
-                session,
-                0,
-                context.model,
-                hop.span,
-                rows,
-                self.max_length,
-                self._codec,
-                codec_points=plan.borders,
-                numerics=plan.numerics,
-                alloc_timeout_s=context.config.client.open_timeout_s / 2,
-            )
-            hops.append(HopSession(context.links, context.peers, context.config, hop, open_, context.shape.hidden_size))
-        return hops
-
-    async def _open_all(self, hops: Sequence[HopSession]) -> HopLost | None:
-        """Open all hops at once; what went wrong, if anything did."""
-        losses: list[HopLost] = []
-
-        async def open_one(hop: HopSession) -> None:
-            try:
-                await hop.open()
-            except HOP_ERRORS as exc:
-                losses.append(self._context.lost(hop.hop, exc))
-            else:
-                self._context.reached(hop.peer_id)
-
-        async with trio.open_nursery() as nursery:
-            for hop in hops:
-                nursery.start_soon(open_one, hop)
-        return losses[0] if losses else None
+        if self._live is not None:
+            self._live.history.close()
+            await self._live.chain.aclose()
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -210,13 +158,13 @@ class Session:
 
         Raises:
             UserError: shapes, ids or lengths do not fit.
-            SwarmError: a server failed.
+            SwarmError, StorageError: as ``run``.
         """
         ends = self._context.ends
         batch, n = self._check_inputs(inputs)
         if self._closed:
             raise UserError("the session is closed")
-        if not self._hops:
+        if self._live is None:
             await self.open(batch)
         counts = (n,) * batch
         pieces: list[list[torch.Tensor]] = [[] for _ in counts]
@@ -260,28 +208,34 @@ class Session:
     ) -> None:
         """One step of ``counts`` new tokens per row: ``source`` makes each chunk's input, ``sink`` takes its output.
 
-        With ``sources``, every row continues what the row named there held before the step.
+        With ``sources``, every row continues what the row named there held before the step. A server that fails is
+        replaced, and the step goes on; where that is not possible the session stays where it was, for another try.
 
         Raises:
-            SwarmError: a server failed; the session is of no further use.
+            CoverageError: servers failed, and nobody else serves their blocks.
+            SwarmError: servers failed, and others that were tried, too.
+            StorageError: the history does not fit into memory, nor onto the disk.
         """
-        base = self._base(counts, sources)
+        live = self._usable(counts, sources)
+        history = live.history
         chunks = cut(counts, self._context.config.client.prefill_chunk_tokens, tail)
+        self._stepping = True
         try:
-            await Flow(self._context, self._hops, base, sources).run(chunks, source, sink)
-        except HopLost as exc:
-            self._failure = exc
-            raise
-        except BaseException:
-            self._failure = SwarmError("the session was interrupted in the middle of a step")
-            raise
-        self._positions = tuple(position + count for position, count in zip(base, counts, strict=True))
+            await history.tidy()
+            entries = entries_of(chunks, history.rows, sources, number=history.entries, token=history.tokens)
+            history.number(entries)
+            await Flow(self._context, live.chain.legs, self._context.whole.end, history, live).run(
+                entries, source, sink
+            )
+            history.rows = entries[-1].after
+        finally:
+            self._stepping = False
 
     async def exchange(self, counts: tuple[int, ...], packed: Packed, *, sources: tuple[int, ...] = ()) -> Packed:
         """One short step of hidden states that are encoded already, one hop after the other; all outputs come back.
 
         Raises:
-            SwarmError: a server failed; the session is of no further use.
+            SwarmError, StorageError: as ``run``.
         """
         out: list[Packed] = []
 
@@ -311,27 +265,23 @@ class Session:
             raise UserError(f"{rows} rows in a step of a session of {self._rows}")
         return rows, n
 
-    def _base(self, counts: tuple[int, ...], sources: tuple[int, ...]) -> tuple[int, ...]:
-        """Where the rows of a step begin; it is sure to fit."""
-        if self._closed or not self._hops:
+    def _usable(self, counts: tuple[int, ...], sources: tuple[int, ...]) -> Failover:
+        """The live chain; the step is sure to fit."""
+        live = self._live
+        if self._closed or live is None:
             raise UserError("the session is not open")
-        if self._failure is not None:
-            raise SwarmError(f"this session has ended: {self._failure}")
-        rows = len(self._positions)
+        if self._stepping:
+            raise UserError("a step of this session is under way already")
+        positions = self.positions
+        rows = len(positions)
         if len(counts) != rows or not any(counts):
             raise UserError(f"a step needs a count for each of the session's {rows} rows, not all 0")
         if sources and (len(sources) != rows or not all(0 <= source < rows for source in sources)):
             raise UserError(f"sources must name one of the session's {rows} rows for each of them")
-        base = tuple(self._positions[source] for source in sources) if sources else self._positions
+        base = tuple(positions[source] for source in sources) if sources else positions
         for position, count in zip(base, counts, strict=True):
             if position + count > self.max_length:
                 raise UserError(
                     f"{count} tokens after {position} are more than the session's max_length of {self.max_length}"
                 )
-        return base
-
-
-async def _close_all(hops: Sequence[HopSession]) -> None:
-    async with trio.open_nursery() as nursery:
-        for hop in hops:
-            nursery.start_soon(hop.aclose)
+        return live

@@ -12,11 +12,12 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import trio
 
 from p2pllm.errors import StorageError
+from p2pllm.ports import Buffer
 
 T = TypeVar("T")
 
@@ -90,6 +91,46 @@ class DiskStorage:
         except OSError as exc:
             raise _translated("cannot read", path, exc) from exc
         return f"{found}|{stat.st_size}|{stat.st_mtime_ns}"
+
+    def scratch(self) -> DiskScratch:
+        return DiskScratch()
+
+
+class DiskScratch:
+    """An anonymous file in the system's temporary folder: its name is removed at once, so nothing stays behind."""
+
+    def __init__(self) -> None:
+        try:
+            self._file: IO[bytes] = tempfile.TemporaryFile(prefix="p2pllm-", buffering=0)  # noqa: SIM115
+        except OSError as exc:
+            raise _translated("cannot write", tempfile.gettempdir(), exc) from exc
+        self._end = 0
+
+    def append(self, data: Buffer) -> int:
+        start, view = self._end, memoryview(data).cast("B")
+        try:
+            self._file.seek(start)
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as exc:
+            raise _translated("cannot write", tempfile.gettempdir() + "/p2pllm", exc, len(view)) from exc
+        self._end = self._file.tell()
+        return start
+
+    def read(self, start: int, stop: int) -> bytes:
+        data = bytearray()
+        try:
+            self._file.seek(start)
+            while len(data) < stop - start and (piece := self._file.read(stop - start - len(data))):
+                data += piece
+        except OSError as exc:
+            raise _translated("cannot read", "a temporary file", exc) from exc
+        if len(data) < stop - start:
+            raise StorageError(f"a temporary file ends at {start + len(data)}; {stop} was wanted")
+        return bytes(data)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _translated(what: str, path: str, exc: OSError, count: int = 0) -> StorageError:

@@ -141,6 +141,18 @@ def round_trip(x: Array, dtype: str, codec: str) -> Array:
     return result
 
 
+def plain(header: TensorHeader, payload: Buffer) -> tuple[TensorHeader, Buffer]:
+    """The same tensor, not compressed.
+
+    Raises:
+        RemoteProtocolError: the payload does not unpack to what the header says.
+    """
+    if not header.zstd:
+        return header, payload
+    size = payload_size(header.codec, *header.shape)
+    return TensorHeader(header.codec, header.shape, size), _decompress(payload, size)
+
+
 def _checked(x: Array, dtype: str) -> Array:
     storage = DTYPES.get(dtype)
     if storage is None:

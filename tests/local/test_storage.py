@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import threading
 
 import pytest
@@ -121,3 +122,16 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "plain").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write"):
         DiskStorage().write(str(tmp_path / "plain" / "file"), b"")
+
+
+def test_a_temporary_file_has_no_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    scratch = DiskStorage().scratch()
+    assert list(tmp_path.iterdir()) == []
+    assert (scratch.append(b"12345"), scratch.append(memoryview(b"678"))) == (0, 5)
+    assert scratch.read(4, 6) == b"56"
+    with pytest.raises(StorageError, match="ends at 8"):
+        scratch.read(4, 9)
+    assert scratch.append(b"9") == 8
+    scratch.close()
+    scratch.close()

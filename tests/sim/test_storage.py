@@ -59,3 +59,18 @@ def test_faults_come_and_heal():
             call()
     storage.fail(None)
     assert storage.read("a", 0, 4) == b"1234"
+
+
+async def test_a_temporary_file_counts_against_the_quota_until_it_is_closed():
+    storage = MemoryStorage(quota_bytes=10)
+    scratch = storage.scratch()
+    assert (scratch.append(b"12345"), scratch.append(b"678")) == (0, 5)
+    assert scratch.read(4, 6) == b"56"
+    with pytest.raises(StorageError, match="disk full"):
+        scratch.append(b"999")
+    with pytest.raises(StorageError, match="ends at 8"):
+        scratch.read(4, 9)
+    scratch.close()
+    scratch.close()
+    assert not storage.scratches
+    storage.write("/a", b"1234567890")

@@ -1,0 +1,267 @@
+"""How a session survives its servers: replacements for exactly the lost blocks, fed from the history.
+
+Invariants: a server that failed is left alone at once, as long as its fault deserves; one that only says that we are
+at fault is believed when a second one says the same. A replacement that fails, in whatever it does, is replaced as its
+predecessor was. When nobody serves the blocks we wait, up to the client's patience; the leg then stays lost, the others
+stay as they are, and the next step tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import trio
+
+from p2pllm.client.chunks import Chunk, cut
+from p2pllm.client.context import GONE_RETRY_S, HOP_ERRORS, Context, HopLost
+from p2pllm.client.costs import Wish
+from p2pllm.client.edge import Packed
+from p2pllm.client.flow import Flow
+from p2pllm.client.legs import Chain, Leg, close_all
+from p2pllm.client.past import Rows, covering, lengths, replay_of
+from p2pllm.client.replay import History
+from p2pllm.client.route import Hop, Plan
+from p2pllm.errors import (
+    ClientFault,
+    CoverageError,
+    LocalProtocolError,
+    Overloaded,
+    P2PLLMError,
+    SessionGone,
+)
+from p2pllm.types import PeerId, Span
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One failure that a session survived.
+
+    Attributes:
+        at: when it was noticed, on trio's clock.
+        peer_id: the server that failed; ``span``: the blocks that were lost with it.
+        cause: what happened, in a line.
+        replacement: who serves these blocks now.
+        replayed: tokens that were fed to them from the history, summed over rows.
+        seconds: from the moment when it was noticed until the step could go on.
+    """
+
+    at: float
+    peer_id: PeerId
+    span: Span
+    cause: str
+    replacement: tuple[Hop, ...]
+    replayed: int
+    seconds: float
+
+
+class Failover:
+    """Mends one session's chain; a ``flow.Mender``."""
+
+    def __init__(self, context: Context, chain: Chain, history: History) -> None:
+        self.recoveries: list[Recovery] = []
+        self.tried = 0
+        """Servers that failed before they held anything of ours."""
+        self._context = context
+        self.chain = chain
+        self.history = history
+
+    @property
+    def count(self) -> int:
+        """Failures of servers and streams that were survived."""
+        return self.tried + len(self.recoveries) + self.chain.reattached
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    async def fill(self, old: Sequence[Leg], span: Span, rows: Rows, accuser: Hop | None = None) -> list[Leg]:
+        """New legs for ``span`` whose caches hold ``rows``, in the place of ``old``.
+
+        Raises:
+            CoverageError: nobody serves some of the blocks.
+            HopLost: every server that was tried failed; tells of the last one.
+        """
+        deadline = self._deadline()
+        last: HopLost | None = None
+        while True:
+            try:
+                plan = await self._plan(span, deadline)
+            except CoverageError as gap:
+                if last is None and old:
+                    raise CoverageError(f"{gap}; {old[0].lost}", gap.missing) from None
+                raise last or gap from None
+            legs = self.chain.make(plan)
+            try:
+                await self.open(legs)
+                await self.replay(legs, rows)
+                self.chain.splice(old, legs)
+                return self._blaming(legs, accuser)
+            except HopLost as exc:
+                last = exc
+                await self._give_up(legs)
+            except BaseException:  # cancelled: whoever has opened would keep the cache until it expires
+                await self._give_up(legs)
+                raise
+            finally:
+                self.chain.opened(legs)
+            self.tried += 1
+            accuser = self._refused(last, accuser)
+            if trio.current_time() >= deadline:
+                raise last
+            if isinstance(last.cause, SessionGone):
+                await self._context.planner.refresh()
+
+    async def open(self, legs: Sequence[Leg]) -> None:
+        """Open all legs at once.
+
+        Raises:
+            HopLost: a server cannot or will not.
+        """
+        losses: list[HopLost] = []
+
+        async def open_one(leg: Leg) -> None:
+            try:
+                await leg.hop.open()
+            except HOP_ERRORS as exc:
+                losses.append(self._told(leg, exc))
+            else:
+                self._context.reached(leg.place.peer_id)
+
+        async with trio.open_nursery() as nursery:
+            for leg in legs:
+                nursery.start_soon(open_one, leg)
+        if losses:
+            raise losses[0]
+
+    async def replay(self, legs: Sequence[Leg], rows: Rows) -> int:
+        """Feed legs that follow each other, and hold the same, what they lack of ``rows``; how many tokens it was.
+
+        Raises:
+            HopLost: a server failed.
+        """
+        held = legs[0].rows
+        missing = [length - known for length, known in zip(lengths(rows), covering(held, rows)[1], strict=True)]
+        if not any(missing):
+            return 0
+        chunks = cut(missing, self._context.config.client.prefill_chunk_tokens, 0)
+        entries = replay_of(chunks, held, rows)
+        runs = {entry.chunk: entry.runs for entry in entries}
+        border = legs[0].span.start
+
+        async def source(chunk: Chunk) -> Packed:
+            return await self.history.packed(border, runs[chunk])
+
+        flow = Flow(self._context, list(legs), legs[-1].span.end, self.history, _Strict(self))
+        await flow.run(entries, source, _ignore)
+        for leg in legs:
+            leg.rows = rows
+        return sum(missing)
+
+    async def _plan(self, span: Span, deadline: float) -> Plan:
+        """A chain for ``span``: through servers that hold nothing of ours yet, where there are any."""
+        terms, client = self.chain.terms, self._context.config.client
+        wish = Wish(
+            span, cache_tokens=terms.rows * terms.max_length, exact=client.exact, numerics=terms.numerics,
+            avoid=self.chain.peers,
+        )  # fmt: skip
+        try:
+            return self._context.planner.plan(wish)
+        except CoverageError:
+            return await self._context.planner.wait_plan(replace(wish, avoid=frozenset()), deadline)
+
+    async def _give_up(self, legs: Sequence[Leg]) -> None:
+        await close_all(legs)
+        self.history.forget(self.chain.inner(legs))
+
+    def _deadline(self) -> float:
+        client = self._context.config.client
+        return trio.current_time() + max(client.patience_s, client.gap_grace_s)
+
+    # -- mending: see flow.Mender ----------------------------------------------------------------------------------
+
+    async def mend(self, leg: Leg, cause: P2PLLMError, rows: Rows) -> list[Leg]:
+        """See ``flow.Mender``."""
+        began = trio.current_time()
+        accuser = leg.accuser
+        if leg.lost is None:
+            lost = cause if isinstance(cause, HopLost) else self._told(leg, cause)
+            leg.lost = lost
+            accuser = self._refused(lost, accuser)
+            if isinstance(lost.cause, ClientFault | Overloaded):
+                await leg.hop.aclose()  # it is there, and would keep the cache for nothing
+            leg.hop.drop()
+            if isinstance(lost.cause, SessionGone):
+                await self._context.planner.refresh()
+        legs = await self.fill([leg], leg.span, rows, accuser)
+        took = trio.current_time() - began
+        replacement = tuple(new.place for new in legs)
+        recovery = Recovery(began, leg.place.peer_id, leg.span, str(leg.lost), replacement, sum(lengths(rows)), took)
+        self.recoveries.append(recovery)
+        log.warning(
+            "blocks %s went on at %s after %.2f s; %d tokens were replayed",
+            leg.span, ", ".join(hop.peer_id for hop in replacement), took, recovery.replayed,
+        )  # fmt: skip
+        return legs
+
+    async def prepare(self, leg: Leg, rows: Rows) -> None:
+        """See ``flow.Mender``."""
+        await self.replay([leg], rows)
+
+    def answered(self, leg: Leg) -> None:
+        """See ``flow.Mender``."""
+        if leg.accuser is not None:
+            log.warning("server %s refused what %s takes", leg.accuser.peer_id, leg.place.peer_id)
+            self._context.peers.failed(leg.accuser.peer_id, trio.current_time())
+            leg.accuser = None
+
+    # -- blame -----------------------------------------------------------------------------------------------------
+
+    def _told(self, leg: Leg, cause: P2PLLMError) -> HopLost:
+        """Write a failure down."""
+        if isinstance(cause, ClientFault):
+            # Its word alone: it is left alone for a moment, and what a second server says decides.
+            self._context.peers.busy(leg.place.peer_id, GONE_RETRY_S, trio.current_time())
+            return HopLost(leg.place, cause)
+        return self._context.lost(leg.place, cause)
+
+    def _refused(self, lost: HopLost, accuser: Hop | None) -> Hop | None:
+        """Who said that we are at fault, if anybody did.
+
+        Raises:
+            HopLost: a second server says so, too.
+        """
+        if not isinstance(lost.cause, ClientFault):
+            return accuser
+        if accuser is not None and accuser.peer_id != lost.hop.peer_id:
+            raise lost
+        log.warning("%s; asking another one", lost)
+        return lost.hop
+
+    def _blaming(self, legs: list[Leg], accuser: Hop | None) -> list[Leg]:
+        for leg in legs:
+            leg.accuser = accuser
+        return legs
+
+
+class _Strict:
+    """During a replay nothing is mended: the replacement as a whole has failed."""
+
+    def __init__(self, failover: Failover) -> None:
+        self._failover = failover
+
+    async def mend(self, leg: Leg, cause: P2PLLMError, rows: Rows) -> list[Leg]:
+        if leg.lost is None:
+            leg.lost = self._failover._told(leg, cause)
+        raise leg.lost
+
+    async def prepare(self, leg: Leg, rows: Rows) -> None:
+        raise LocalProtocolError("a fresh server lacks what was replayed to it")
+
+    def answered(self, leg: Leg) -> None:
+        return
+
+
+async def _ignore(chunk: Chunk, packed: Packed) -> None:
+    await trio.lowlevel.checkpoint()
