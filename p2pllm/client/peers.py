@@ -17,12 +17,17 @@ SMOOTHING = 0.2
 """Weight of the newest sample in a moving average: about ten steps to believe a change."""
 PING_SMOOTHING = 0.5
 """Pings are rare."""
+MEASURED_S = 600.0
+"""Steps longer ago than this say nothing of a server's load now; what it announces says more."""
+
+Measured = tuple[float | None, float | None, float | None]
 
 
 @dataclass(slots=True)
 class _Known:
     hop_s: float | None = None
     block_s: float | None = None
+    measured_at: float = float("-inf")
     rtt_s: float | None = None
     rtt_at: float = float("-inf")
     times: StepTimes = field(default_factory=StepTimes)
@@ -57,10 +62,15 @@ class Peers:
         self._config = config
         self._known: dict[PeerId, _Known] = {}
 
-    def answered(self, peer: PeerId, *, wall_s: float, compute_s: float, blocks: int) -> None:
-        """A step of few tokens came back: ``wall_s`` after it was sent, ``compute_s`` of it on the device."""
-        known = self._touch(peer)
+    def answered(self, peer: PeerId, *, wall_s: float, compute_s: float, blocks: int, now: float) -> None:
+        """A step of few tokens came back: ``wall_s`` after we sent it there, ``compute_s`` of it on the device."""
+        known = self._fresh(peer, now)
         known.hop_s = _smooth(known.hop_s, max(0.0, wall_s - compute_s))
+        known.block_s = _smooth(known.block_s, max(0.0, compute_s) / max(1, blocks))
+
+    def computed(self, peer: PeerId, compute_s: float, blocks: int, now: float) -> None:
+        """A step of few tokens came back that somebody else had sent there: only its device time tells us something."""
+        known = self._fresh(peer, now)
         known.block_s = _smooth(known.block_s, max(0.0, compute_s) / max(1, blocks))
 
     def took(self, peer: PeerId, size: float, wall_s: float) -> None:
@@ -104,6 +114,10 @@ class Peers:
         known = self._known.get(peer)
         return known is not None and now < known.until
 
+    def banned_peers(self, now: float) -> tuple[PeerId, ...]:
+        """All who are to be left alone at ``now``."""
+        return tuple(peer for peer, known in self._known.items() if now < known.until)
+
     def next_release(self, now: float) -> float | None:
         """When the first of the current bans ends; None when nobody is banned."""
         return min((k.until for k in self._known.values() if now < k.until), default=None)
@@ -128,6 +142,15 @@ class Peers:
         known = self._known.get(peer)
         return known.rtt_at if known else float("-inf")
 
+    def measured(self, peer: PeerId, now: float) -> Measured:
+        """``hop_s``, ``block_s`` and ``rtt_s``, as far as they are known; the first two only while they are fresh."""
+        known = self._known.get(peer)
+        if known is None:
+            return None, None, None
+        if now - known.measured_at > MEASURED_S:
+            return None, None, known.rtt_s
+        return known.hop_s, known.block_s, known.rtt_s
+
     def statistics(self, now: float) -> tuple[PeerStatistics, ...]:
         """A snapshot, the peer heard of longest ago first."""
         return tuple(
@@ -139,6 +162,13 @@ class Peers:
         if known.failures == 0 or now <= known.until:
             return known.failures
         return max(0, known.failures - int((now - known.until) / self._config.ban_heal_s))
+
+    def _fresh(self, peer: PeerId, now: float) -> _Known:
+        known = self._touch(peer)
+        if now - known.measured_at > MEASURED_S:
+            known.hop_s = known.block_s = None
+        known.measured_at = now
+        return known
 
     def _touch(self, peer: PeerId) -> _Known:
         known = self._known.pop(peer, None) or _Known()

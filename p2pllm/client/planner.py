@@ -1,55 +1,36 @@
-"""From what servers announce and what we measured to a chain: the costs, the filters, and waiting for gaps to close.
+"""From what servers announce and what we measured to a chain: the filters, and waiting for gaps to close.
 
 Invariants: decides, dials nobody. Only servers that are ONLINE, allowed, not banned and (where asked) exact in one
-numerics class are considered. Our own measurements beat announced numbers. A gap that somebody might still close is
-waited for, up to the client's patience, and then named in one line.
-
-A server's announced throughput is that of its whole span: tokens per second that go in at one end and come out at the
-other, so one block takes 1 / (throughput x blocks) seconds.
+numerics class are considered. Every plan is made in full, on the records and measurements of its moment. A gap that
+somebody might still close is waited for, up to the client's patience, and then named in one line.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import trio
 
+from p2pllm.client.costs import Columns, Costs
+from p2pllm.client.costs import Wish as Wish
 from p2pllm.client.peers import Peers
-from p2pllm.client.route import Candidate, Plan, name_blocks, shortest_chain
+from p2pllm.client.route import Hop, Mask, Plan, name_blocks, price, shortest_chain, worth_moving
 from p2pllm.config import ClientConfig
 from p2pllm.dht.record import Announcement
 from p2pllm.errors import CoverageError
 from p2pllm.ports import Ports
-from p2pllm.types import PeerId, ServerState, Span
+from p2pllm.types import PeerId
 
 log = logging.getLogger(__name__)
 
-UNKNOWN_BLOCK_S = 0.01
-"""A block's time at a server that announces no throughput."""
 POLL_S = 0.2
 """How often the view is looked at again while a gap is waited for."""
 REFRESH_S = 2.0
 """How long asking around may take before the view is looked at in any case."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a chain is needed for.
-
-    Attributes:
-        span: the blocks to cover.
-        cache_tokens: tokens that each server of the chain would have to hold; 0 for work without cache.
-        tokens: tokens per step; above 1 the throughput of long batches counts.
-        exact: only servers of one exact numerics class.
-    """
-
-    span: Span
-    cache_tokens: int = 0
-    tokens: int = 1
-    exact: bool = False
 
 
 class ModelView(Protocol):
@@ -76,6 +57,8 @@ class Planner:
         self._ports = ports
         self._peers = peers
         self._view = view
+        self._columns: Columns | None = None
+        self._allowed = np.empty(0, dtype=np.bool_)
 
     def plan(self, wish: Wish) -> Plan:
         """The cheapest chain now; its servers' addresses are made known to the network.
@@ -83,25 +66,25 @@ class Planner:
         Raises:
             CoverageError: nobody usable serves some of the blocks.
         """
-        now = trio.current_time()
-        usable = [s for s in self._view.servers() if self._usable(s, wish)]
-        free = [s for s in usable if not self._peers.banned(s.peer, now)]
-        self._ports.rng.shuffle(free)  # equal servers share the load
+        columns = self._known()
+        usable = self._wanted(columns, wish)
+        free = self._without_banned(columns, usable)
+        costs = self._costs(columns)
         try:
-            plan = self._choose(free, wish)
+            plan = self._choose(columns, costs, free, wish)
         except CoverageError as gap:
-            if len(free) < len(usable):
-                self._choose(usable, wish)  # a gap even with them: that one is told
+            if (usable & ~free).any():
+                self._choose(columns, costs, usable, wish)  # a gap even with them: that one is told
                 blocks = f"{name_blocks(gap.missing)} of {wish.span.end}"
                 text = f"{blocks} are served only by servers that failed, or were full, just now"
+                raise CoverageError(text, gap.missing) from None
+            if wish.avoid:
+                text = f"nobody else serves {name_blocks(gap.missing)} of {wish.span.end}"
                 raise CoverageError(text, gap.missing) from None
             if self._config.allow_servers:
                 raise CoverageError(f"{gap}, as far as servers are allowed", gap.missing) from None
             raise
-        addrs = {s.peer: s.addrs for s in free}
-        for hop in plan.hops:
-            if addrs[hop.peer_id]:
-                self._ports.network.learn(hop.peer_id, addrs[hop.peer_id])
+        self._learn(columns, plan)
         return plan
 
     async def wait_plan(self, wish: Wish, deadline: float) -> Plan:
@@ -127,36 +110,114 @@ class Planner:
                 await trio.lowlevel.checkpoint()
                 return plan
 
+    def better(self, current: Sequence[Hop], wish: Wish, *, position: int, remaining: int) -> Plan | None:
+        """A chain that a session with so many tokens in its caches, and so many still to come, should move to.
+
+        Hops of ``current`` that appear in it unchanged keep their caches; none appears in it with other blocks.
+        ``route.changes`` tells what to replace. None: stay.
+        """
+        columns = self._known()
+        usable, costs = self._wanted(columns, wish), self._costs(columns)
+        # A ban says: open nothing new there. What runs there may go on.
+        free = self._without_banned(columns, usable)
+        for hop in current:
+            i = columns.index.get(hop.peer_id)
+            if i is not None:
+                free[i] = usable[i]
+        now_s = price(costs.graph(wish, usable, current), current)
+        try:
+            plan = shortest_chain(costs.graph(wish, free, current, self._ports.rng), wish.span)
+        except CoverageError:
+            return None
+        replay_s = costs.replay_s(plan, current, position)
+        if not worth_moving(Plan(tuple(current), now_s), plan, remaining, replay_s):
+            return None
+        self._learn(columns, plan)
+        return self._said(plan, wish)
+
+    def likely(self, wish: Wish, chains: int) -> tuple[PeerId, ...]:
+        """Servers of the cheapest chain, then of the cheapest without those, and so on: whom to know better."""
+        columns = self._known()
+        free = self._without_banned(columns, self._wanted(columns, wish))
+        costs, found = self._costs(columns), dict[PeerId, None]()
+        for _ in range(chains):
+            try:
+                plan = self._choose(columns, costs, free, wish)
+            except CoverageError:
+                break
+            for hop in plan.hops:
+                found[hop.peer_id] = None
+                free[columns.index[hop.peer_id]] = False
+        return tuple(found)
+
     async def refresh(self, timeout_s: float = REFRESH_S) -> None:
         """Look for newer announcements, within a bound: some server was not what its record says."""
         with trio.move_on_after(timeout_s):
             await self._view.refresh()
 
-    def _usable(self, server: Announcement, wish: Wish) -> bool:
-        allowed = self._config.allow_servers
-        return (
-            server.state is ServerState.ONLINE
-            and server.peer != self._ports.network.me
-            and (not allowed or server.peer in allowed)
-            and (not wish.exact or server.numerics.exact)
-        )
+    # -- what is known ---------------------------------------------------------------------------------------------
 
-    def _choose(self, servers: Sequence[Announcement], wish: Wish) -> Plan:
-        return self._exact_plan(servers, wish) if wish.exact else self._chain(servers, wish)
+    def _known(self) -> Columns:
+        servers = self._view.servers()
+        last = self._columns
+        if last is None or list(last.servers) != list(servers):
+            self._columns = Columns.of(list(servers), last)
+            if last is None or self._columns.peers is not last.peers:
+                allowed, me = self._config.allow_servers, self._ports.network.me
+                ours = [peer != me and (not allowed or peer in allowed) for peer in self._columns.peers]
+                self._allowed = np.array(ours, dtype=np.bool_)
+        assert self._columns is not None
+        return self._columns
 
-    def _chain(self, servers: Sequence[Announcement], wish: Wish) -> Plan:
-        return shortest_chain([self._candidate(s, wish) for s in servers], wish.span)
+    def _costs(self, columns: Columns) -> Costs:
+        network = self._ports.network
 
-    def _exact_plan(self, servers: Sequence[Announcement], wish: Wish) -> Plan:
+        def path_rtt_s(peer: PeerId) -> float | None:
+            path = network.path(peer)
+            return None if path is None else path.rtt_s
+
+        return Costs(columns, self._peers, self._config, trio.current_time(), path_rtt_s)
+
+    def _wanted(self, columns: Columns, wish: Wish) -> Mask:
+        """Who could serve the wish, bans aside."""
+        usable = self._allowed & columns.online
+        if wish.exact:
+            usable &= columns.exact
+        if wish.numerics:
+            usable &= np.array([tag == wish.numerics for tag in columns.tags], dtype=np.bool_)
+        for peer in wish.avoid:
+            i = columns.index.get(peer)
+            if i is not None:
+                usable[i] = False
+        return usable
+
+    def _without_banned(self, columns: Columns, usable: Mask) -> Mask:
+        free = usable.copy()
+        for peer in self._peers.banned_peers(trio.current_time()):
+            i = columns.index.get(peer)
+            if i is not None:
+                free[i] = False
+        return free
+
+    # -- choosing --------------------------------------------------------------------------------------------------
+
+    def _choose(self, columns: Columns, costs: Costs, usable: Mask, wish: Wish) -> Plan:
+        if wish.exact and not wish.numerics:
+            return self._exact_plan(columns, costs, usable, wish)
+        return self._chain(costs, usable, wish)
+
+    def _chain(self, costs: Costs, usable: Mask, wish: Wish) -> Plan:
+        graph = costs.graph(wish, usable, rng=self._ports.rng)
+        return self._said(shortest_chain(graph, wish.span, costs.ends(wish, graph)), wish)
+
+    def _exact_plan(self, columns: Columns, costs: Costs, usable: Mask, wish: Wish) -> Plan:
         """The cheapest chain within one numerics class; the gap told is that of the class with the fewest."""
-        classes: dict[str, list[Announcement]] = {}
-        for server in servers:
-            classes.setdefault(server.numerics.tag(), []).append(server)
         plans: list[Plan] = []
         gaps: list[tuple[int, ...]] = []
-        for tag in sorted(classes):
+        for tag in sorted({columns.tags[i] for i in np.flatnonzero(usable)}):
+            same = usable & np.array([other == tag for other in columns.tags], dtype=np.bool_)
             try:
-                plans.append(replace(self._chain(classes[tag], wish), numerics=tag))
+                plans.append(replace(self._chain(costs, same, wish), numerics=tag))
             except CoverageError as gap:
                 gaps.append(gap.missing)
         if plans:
@@ -165,19 +226,11 @@ class Planner:
         text = f"nobody serves {name_blocks(missing)} of {wish.span.end} in exact mode and one numerics class"
         raise CoverageError(text, missing)
 
-    def _candidate(self, server: Announcement, wish: Wish) -> Candidate:
-        speed = server.throughput.inference
-        block_s = 1.0 / (speed * len(server.span)) if speed > 0 else UNKNOWN_BLOCK_S
-        queued_s = server.queue * block_s * len(server.span)
-        block_s = self._peers.block_s(server.peer) or block_s
-        if wish.tokens > 1 and server.throughput.forward > 0:
-            block_s = wish.tokens / (server.throughput.forward * len(server.span))
-        enter_s = self._peers.hop_s(server.peer)
-        if enter_s is None:
-            path = self._ports.network.path(server.peer)
-            rtt_s = path.rtt_s if path is not None else None
-            enter_s = self._config.unknown_rtt_s if rtt_s is None else rtt_s
-            enter_s += self._config.hop_overhead_s + queued_s
-        if server.cache_tokens_free < wish.cache_tokens:
-            enter_s += self._config.full_penalty_s
-        return Candidate(server.peer, server.span, enter_s, block_s)
+    def _said(self, plan: Plan, wish: Wish) -> Plan:
+        return replace(plan, pushes=plan.pushes if wish.push else (), numerics=wish.numerics)
+
+    def _learn(self, columns: Columns, plan: Plan) -> None:
+        for hop in plan.hops:
+            addrs = columns.servers[columns.index[hop.peer_id]].addrs
+            if addrs:
+                self._ports.network.learn(hop.peer_id, addrs)

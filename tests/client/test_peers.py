@@ -17,13 +17,39 @@ CONFIG = replace(ClientConfig(), ban_s=5.0, ban_max_s=60.0, ban_heal_s=100.0, pe
 def test_measurements_are_smoothed_and_split_into_way_and_compute():
     peers = Peers(CONFIG)
     assert peers.hop_s(A) is None
-    peers.answered(A, wall_s=0.15, compute_s=0.05, blocks=5)
+    peers.answered(A, wall_s=0.15, compute_s=0.05, blocks=5, now=0.0)
     assert peers.hop_s(A) == pytest.approx(0.1)
     assert peers.block_s(A) == pytest.approx(0.01)
-    peers.answered(A, wall_s=0.65, compute_s=0.05, blocks=5)
+    peers.answered(A, wall_s=0.65, compute_s=0.05, blocks=5, now=0.0)
     assert peers.hop_s(A) == pytest.approx(0.2)
-    peers.answered(A, wall_s=0.0, compute_s=1.0, blocks=5)  # a server that claims more than the wall shows
+    peers.answered(A, wall_s=0.0, compute_s=1.0, blocks=5, now=0.0)  # a server that claims more than the wall shows
     assert peers.hop_s(A) == pytest.approx(0.16)
+
+
+def test_old_measurements_are_not_believed():
+    peers = Peers(CONFIG)
+    peers.answered(A, wall_s=0.3, compute_s=0.1, blocks=1, now=0.0)
+    peers.pinged(A, 0.05, 0.0)
+    assert peers.measured(A, 600.0) == (pytest.approx(0.2), 0.1, 0.05)
+    assert peers.measured(A, 601.0) == (None, None, 0.05)
+    peers.answered(A, wall_s=9.1, compute_s=0.1, blocks=1, now=700.0)
+    assert peers.measured(A, 700.0) == (9.0, 0.1, 0.05)  # begun anew, not smoothed with what was
+    assert peers.measured(B, 0.0) == (None, None, None)
+
+
+def test_a_step_that_somebody_else_sent_tells_of_compute_alone():
+    peers = Peers(CONFIG)
+    peers.computed(A, compute_s=0.5, blocks=5, now=0.0)
+    assert peers.measured(A, 0.0) == (None, pytest.approx(0.1), None)
+
+
+def test_who_is_banned():
+    peers = Peers(CONFIG)
+    peers.failed(A, 0.0)
+    peers.busy(B, 2.0, 0.0)
+    assert peers.banned_peers(1.0) == (A, B)
+    assert peers.banned_peers(3.0) == (A,)
+    assert peers.banned_peers(5.0) == ()
 
 
 def test_pings_are_smoothed_and_dated():
@@ -102,7 +128,7 @@ def test_next_release_is_the_first_ban_to_end():
 def test_memory_is_bounded_and_forgets_the_longest_unheard_of():
     peers = Peers(CONFIG)
     for name in "abcabd":
-        peers.answered(PeerId(name), wall_s=1.0, compute_s=0.0, blocks=1)
+        peers.answered(PeerId(name), wall_s=1.0, compute_s=0.0, blocks=1, now=0.0)
     assert [s.peer for s in peers.statistics(0.0)] == ["a", "b", "d"]
 
 

@@ -10,6 +10,7 @@ import trio
 
 from p2pllm.client.peers import Peers
 from p2pllm.client.planner import Planner, Wish
+from p2pllm.client.route import Hop
 from p2pllm.config import ClientConfig
 from p2pllm.dht.record import Announcement, Throughput
 from p2pllm.errors import CoverageError
@@ -105,8 +106,8 @@ async def test_the_better_server_wins(better, net):
 async def test_our_own_measurements_beat_announcements():
     peers = Peers(CONFIG)
     servers = [server("a", 0, 8), server("b", 0, 8, throughput=Throughput(inference=1000.0))]
-    peers.answered(PeerId("b"), wall_s=3.0, compute_s=2.9, blocks=8)
-    peers.answered(PeerId("a"), wall_s=0.5, compute_s=0.4, blocks=8)
+    peers.answered(PeerId("b"), wall_s=3.0, compute_s=2.9, blocks=8, now=0.0)
+    peers.answered(PeerId("a"), wall_s=0.5, compute_s=0.4, blocks=8, now=0.0)
     assert chosen(planner(servers, peers=peers).plan(Wish(WHOLE))) == [("a", 0, 8)]
 
 
@@ -193,3 +194,111 @@ async def test_a_banned_server_is_used_again_when_its_ban_ends():
     plan = await planner([server("a", 0, 8)], peers=peers).wait_plan(Wish(WHOLE), trio.current_time() + 60.0)
     assert chosen(plan) == [("a", 0, 8)]
     assert 5.0 <= trio.current_time() < 5.5
+
+
+async def test_pushes_follow_the_servers_own_pings():
+    servers = [
+        server("a", 0, 4, pings=((PeerId("d"), 0.002),)),
+        server("b", 0, 4),
+        server("c", 4, 8),
+        server("d", 4, 8),
+    ]
+    for seed in range(5):
+        plan = planner(servers, seed=seed).plan(Wish(WHOLE, push=True))
+        assert chosen(plan) == [("a", 0, 4), ("d", 4, 8)]
+        assert plan.pushes == (True,)
+        assert planner(servers, seed=seed).plan(Wish(WHOLE)).pushes == ()
+        middle = Wish(Span(4, 8), push=True, before=PeerId("a"))
+        assert chosen(planner(servers, seed=seed).plan(middle)) == [("d", 4, 8)]
+
+
+async def test_servers_that_the_chain_has_already_are_avoided():
+    servers = [server("a", 0, 8), server("b", 4, 8)]
+    wish = Wish(Span(4, 8), avoid=frozenset({PeerId("a")}))
+    for seed in range(4):
+        assert chosen(planner(servers, seed=seed).plan(wish)) == [("b", 4, 8)]
+    with pytest.raises(CoverageError, match="nobody else serves blocks 4-7 of 8"):
+        planner(servers[:1]).plan(wish)
+
+
+async def test_a_replacement_stays_within_the_sessions_class():
+    other = replace(EXACT, isa="neon")
+    servers = [server("a", 0, 8, numerics=EXACT), server("b", 0, 8, numerics=other)]
+    for seed in range(4):
+        plan = planner(servers, seed=seed).plan(Wish(WHOLE, exact=True, numerics=other.tag()))
+        assert chosen(plan) == [("b", 0, 8)]
+        assert plan.numerics == other.tag()
+
+
+async def test_a_plan_is_made_on_the_records_of_its_moment():
+    servers = [server("a", 0, 8), server("b", 0, 8, queue=9)]
+    some = planner(servers)
+    assert chosen(some.plan(Wish(WHOLE))) == [("a", 0, 8)]
+    servers[0] = replace(servers[0], state=ServerState.DRAINING)
+    assert chosen(some.plan(Wish(WHOLE))) == [("b", 0, 8)]
+    servers.append(server("c", 0, 8))
+    assert chosen(some.plan(Wish(WHOLE))) == [("c", 0, 8)]
+    del servers[1:]
+    with pytest.raises(CoverageError):
+        some.plan(Wish(WHOLE))
+
+
+FAST = Throughput(inference=200.0, forward=1e6)
+
+
+async def test_a_session_moves_to_a_clearly_better_chain_and_stays_there():
+    servers = [server("a", 0, 4), server("b", 4, 8, throughput=Throughput(4.0, 1000.0))]
+    some = planner(servers)
+    current = some.plan(Wish(WHOLE)).hops
+    assert some.better(current, Wish(WHOLE), position=100, remaining=1000) is None
+    servers.append(server("c", 4, 8, throughput=FAST))
+    better = some.better(current, Wish(WHOLE), position=100, remaining=1000)
+    assert better is not None
+    assert chosen(better) == [("a", 0, 4), ("c", 4, 8)]
+    assert some.better(better.hops, Wish(WHOLE), position=100, remaining=1000) is None
+    assert some.better(current, Wish(WHOLE), position=100, remaining=2) is None  # nothing left to win
+    servers[2] = server("c", 4, 8, throughput=Throughput(5.0, 1000.0))
+    assert some.better(current, Wish(WHOLE), position=100, remaining=10**6) is None  # not clearly better
+
+
+async def test_a_move_gives_no_server_of_the_chain_other_blocks():
+    servers = [server("a", 0, 8, throughput=Throughput(inference=10.0)), server("b", 4, 8, queue=9)]
+    current = (Hop(PeerId("a"), Span(0, 4)), Hop(PeerId("b"), Span(4, 8)))
+    servers += [server("c", 2, 8, throughput=FAST), server("d", 0, 4, queue=5)]
+    better = planner(servers).better(current, Wish(WHOLE), position=10, remaining=10**6)
+    assert better is not None
+    assert chosen(better) == [("a", 0, 4), ("c", 4, 8)]
+
+
+async def test_a_session_leaves_a_server_that_drains_if_it_can():
+    servers = [server("a", 0, 8, state=ServerState.DRAINING)]
+    current = (Hop(PeerId("a"), Span(0, 8)),)
+    some = planner(servers)
+    assert some.better(current, Wish(WHOLE), position=10, remaining=10) is None
+    servers.append(server("b", 0, 8, queue=5))
+    better = some.better(current, Wish(WHOLE), position=10, remaining=10)
+    assert better is not None
+    assert chosen(better) == [("b", 0, 8)]
+
+
+async def test_a_ban_does_not_drive_a_running_session_away():
+    peers = Peers(CONFIG)
+    servers = [server("a", 0, 8), server("b", 0, 8, queue=5)]
+    peers.failed(PeerId("a"), trio.current_time())
+    current = (Hop(PeerId("a"), Span(0, 8)),)
+    assert planner(servers, peers=peers).better(current, Wish(WHOLE), position=10, remaining=10**6) is None
+
+
+async def test_the_likely_ones_are_those_of_the_best_chains():
+    servers = [
+        server("a", 0, 8, queue=2),
+        server("b", 0, 4, throughput=FAST),
+        server("c", 4, 8, throughput=FAST),
+        server("d", 0, 8, queue=9),
+        server("e", 0, 2),
+    ]
+    some = planner(servers)
+    assert some.likely(Wish(WHOLE), 1) == ("b", "c")
+    assert some.likely(Wish(WHOLE), 2) == ("b", "c", "a")
+    assert some.likely(Wish(WHOLE), 9) == ("b", "c", "a", "d")
+    assert planner([]).likely(Wish(WHOLE), 2) == ()
