@@ -56,6 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--replicas", type=options.COUNT, default=2, metavar="N", help="servers for each span (default: 2)"
     )
+    demo.add_argument(
+        "--kill",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="kill a server in mid-sentence and see the text go on (default: kill)",
+    )
     demo.add_argument("--prompt", default="Once upon a time", metavar="TEXT", help="where the story begins")
     demo.add_argument(
         "--max-new-tokens", type=options.COUNT, default=96, metavar="N", help="length of the story (default: 96)"
