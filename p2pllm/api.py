@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from p2pllm.client.inputs import Inputs as Inputs
 from p2pllm.client.model import RemoteModel as RemoteModel
@@ -22,7 +22,7 @@ from p2pllm.dht.service import Directory
 from p2pllm.errors import UserError
 from p2pllm.node.opening import OpenedModel, open_model, pick_device, pick_dtype
 from p2pllm.node.serving import open_directory, open_server
-from p2pllm.node.using import load_share, open_client
+from p2pllm.node.using import load_share, open_client, unwrapped
 from p2pllm.node.world import World, WorldOptions, open_world
 from p2pllm.server.service import Plan
 from p2pllm.types import PeerId, Span
@@ -77,7 +77,7 @@ async def connect(
     )
     settings = replace(base, client=client)
     options = WorldOptions(bootstrap=bootstrap, identity=identity, cache_dir=cache_dir, threads=threads)
-    async with _unwrapped(), open_world(settings, options) as world:
+    async with unwrapped(), open_world(settings, options) as world:
         opened = await _opened(world, model, progress)
         share = await world.ports.storage.run(lambda: load_share(opened.checkpoint, exact, progress))
         async with (
@@ -148,7 +148,7 @@ class Node:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(_unwrapped())
+            await stack.enter_async_context(unwrapped())
             await self._enter(stack)
             self._stack = stack.pop_all()
         return self
@@ -210,7 +210,7 @@ async def open_bootstrap(
     settings = preset(config)
     options = WorldOptions(bootstrap=bootstrap, listen=listen, identity=identity, cache_dir=cache_dir, member=True)
     async with (
-        _unwrapped(),
+        unwrapped(),
         open_world(settings, options) as world,
         open_directory(world.ports, settings, None, members=world.members),
     ):
@@ -223,7 +223,7 @@ async def look(
 ) -> AsyncIterator[tuple[World, OpenedModel, Directory]]:
     """Join as a reader of one model's announcements: what ``p2pllm status`` and ``doctor`` stand on."""
     settings = preset(config)
-    async with _unwrapped(), open_world(settings, WorldOptions(bootstrap=bootstrap, cache_dir=cache_dir)) as world:
+    async with unwrapped(), open_world(settings, WorldOptions(bootstrap=bootstrap, cache_dir=cache_dir)) as world:
         opened = await _opened(world, model, None)
         async with open_directory(world.ports, settings, [opened.id], members=world.members) as directory:
             yield world, opened, directory
@@ -251,17 +251,3 @@ def _span(blocks: tuple[int, int] | None) -> Span | None:
         return Span(*blocks)
     except (ValueError, TypeError):
         raise UserError(f"blocks {blocks!r}: give (start, end) with 0 <= start < end") from None
-
-
-@asynccontextmanager
-async def _unwrapped() -> AsyncIterator[Any]:
-    """The nurseries inside are ours, not the caller's: a single error leaves as it was raised, not as a group."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if error is group:
-            raise
-        raise error from None

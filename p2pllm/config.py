@@ -116,6 +116,10 @@ class ServerConfig:
     forwards_per_stream_max: int = 4
     """Forwards of one stream that wait or run at once; more stay unread in the stream."""
     drain_timeout_s: float = 20.0
+    next_hop_pings_max: int = 12
+    """Servers that could come next in a chain whose round trips are measured and announced."""
+    ping_interval_s: float = 60.0
+    ping_timeout_s: float = 5.0
     exact: bool = False
     compute_threads: int | None = None
     """torch threads; None: physical cores minus one, at least one."""
@@ -129,6 +133,9 @@ class ClientConfig:
     exact: bool = False
     patience_s: float = 60.0
     """How long to wait for somebody to serve blocks that nobody serves."""
+    push: str = "auto"
+    """Servers send their outputs straight to the next hop: ``on``, ``off`` (everything goes through us), or ``auto``:
+    where that is not measured to be slower."""
     step_timeout_s: float = 30.0
     """Upper bound on the wait for one step's answer: for first steps, and where steps were seen to be slow."""
     step_timeout_min_s: float = 3.0
@@ -165,6 +172,13 @@ class ClientConfig:
     """Assumed for a server that was never reached: a bit worse than a good one, so that known ones win."""
     full_penalty_s: float = 10.0
     """A server whose announced cache room is too small is planned as if entering it took so long: last resort."""
+    reroute_interval_s: float = 10.0
+    """How often a running session asks whether another chain would be clearly better."""
+    pings_max: int = 16
+    """Servers of the likeliest chains whose round trips are kept measured; 0: no pings at all."""
+    ping_interval_s: float = 30.0
+    ping_timeout_s: float = 5.0
+    """For connecting and two round trips; whoever does not make it is left alone for ``ban_s``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +215,8 @@ def local() -> Config:
         records=replace(
             base.records, exchange_interval_s=1.0, announce_interval_s=5.0, ttl_s=20.0, rebootstrap_interval_s=2.0
         ),
-        client=replace(base.client, refresh_interval_s=1.0, step_timeout_min_s=1.0),
+        client=replace(base.client, refresh_interval_s=1.0, step_timeout_min_s=1.0, ping_interval_s=10.0),
+        server=replace(base.server, ping_interval_s=5.0),
     )
 
 

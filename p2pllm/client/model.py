@@ -20,6 +20,7 @@ from p2pllm.client.inputs import Inputs, check_ids, prompts_of
 from p2pllm.client.link import Links
 from p2pllm.client.options import GenerateOptions, GenerateResult
 from p2pllm.client.peers import Peers
+from p2pllm.client.pings import Pings
 from p2pllm.client.planner import Planner
 from p2pllm.client.session import Session
 from p2pllm.config import Config
@@ -106,6 +107,13 @@ class RemoteModel:
     def max_positions(self) -> int:
         """The model's context limit in tokens."""
         return self._context.shape.max_positions
+
+    async def measure(self) -> None:
+        """Keep measuring the ways to the servers that chains may use, until cancelled."""
+        context = self._context
+        config = context.config.client
+        pings = Pings(config, context.ports, context.peers, context.planner, context.view, self.id, context.whole)
+        await pings.run()
 
     async def aclose(self) -> None:
         """End what is still under way and give up all streams."""

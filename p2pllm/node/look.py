@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 import trio
 
 from p2pllm.client.route import name_blocks
+from p2pllm.dht.ping import ping
 from p2pllm.dht.record import Announcement
 from p2pllm.dht.service import Directory
-from p2pllm.errors import PeerLost, RemoteProtocolError
-from p2pllm.ports import Ports, Stream
+from p2pllm.ports import Ports
 from p2pllm.types import ModelId, PeerId
-from p2pllm.wire import INFO
-from p2pllm.wire.frame import MessageReader, encode_message
-from p2pllm.wire.messages import Info, InfoRequest
 
 GATHER_S = 3.0
 """How long announcements may keep coming in after the first answer."""
@@ -58,7 +55,8 @@ async def look_around(ports: Ports, directory: Directory, model: ModelId, num_bl
     rtts: dict[PeerId, float] = {}
 
     async def one(server: Announcement) -> None:
-        rtt_s = await ping(ports, server)
+        ports.network.learn(server.peer, server.addrs)
+        rtt_s = await ping(ports.network, server.peer, server.model, PING_TIMEOUT_S)
         if rtt_s is not None:
             rtts[server.peer] = rtt_s
 
@@ -68,34 +66,3 @@ async def look_around(ports: Ports, directory: Directory, model: ModelId, num_bl
     view = directory.view
     gaps = tuple(view.gaps(model, num_blocks))
     return Look(model, num_blocks, directory.lonely, servers, tuple(view.coverage(model, num_blocks)), gaps, rtts)
-
-
-async def ping(ports: Ports, server: Announcement) -> float | None:
-    """A round trip of the info protocol on an open stream, in seconds; None when there is no answer."""
-    ports.network.learn(server.peer, server.addrs)
-    with trio.move_on_after(PING_TIMEOUT_S):
-        try:
-            stream = await ports.network.open_stream(server.peer, INFO, timeout_s=PING_TIMEOUT_S)
-        except PeerLost:
-            return None
-        try:
-            await _ask(stream, server.model, 1)  # the first one pays for opening
-            begun = trio.current_time()
-            await _ask(stream, server.model, 2)
-            return trio.current_time() - begun
-        except (PeerLost, RemoteProtocolError):
-            return None
-        finally:
-            stream.abort()
-    return None
-
-
-async def _ask(stream: Stream, model: ModelId, nonce: int) -> None:
-    reader = MessageReader()
-    await stream.send_all(encode_message(InfoRequest(nonce, model)))
-    while True:
-        data = await stream.receive_some()
-        if not data:
-            raise PeerLost("the stream ended before the answer")
-        if any(isinstance(message, Info) and message.nonce == nonce for message, _ in reader.feed(data)):
-            return

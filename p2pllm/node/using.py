@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import torch
+import trio
 
 from p2pllm.client.model import RemoteModel
 from p2pllm.config import Config
@@ -43,12 +44,29 @@ def load_share(checkpoint: Checkpoint, exact: bool, progress: Progress | None = 
 
 
 @asynccontextmanager
+async def unwrapped() -> AsyncIterator[None]:
+    """The nurseries inside are ours, not the caller's: a single error leaves as it was raised, not as a group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if error is group:
+            raise
+        raise error from None
+
+
+@asynccontextmanager
 async def open_client(
     ports: Ports, config: Config, directory: Directory, model: ModelId, share: ClientShare
 ) -> AsyncIterator[RemoteModel]:
     """A model to generate with; everything that was opened through it is closed with it."""
     remote = RemoteModel(ports, config, directory, model, share.ends, share.tokenizer, share.text.eos_ids)
-    try:
-        yield remote
-    finally:
-        await remote.aclose()
+    async with unwrapped(), trio.open_nursery() as nursery:
+        nursery.start_soon(remote.measure)
+        try:
+            yield remote
+        finally:
+            await remote.aclose()
+            nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Protocol
@@ -32,6 +32,7 @@ from p2pllm.ports import Ports
 from p2pllm.server.backend import SpanBackend
 from p2pllm.server.infos import Infos
 from p2pllm.server.offer import Offer
+from p2pllm.server.pings import NextHopPings
 from p2pllm.server.placement import block_throughputs, blocks_that_fit, join_window
 from p2pllm.server.serving import Serving
 from p2pllm.server.sizing import CACHE_TOKENS_MIN, block_bytes, cache_budget, token_bytes
@@ -104,6 +105,7 @@ class Server:
         self._serving: Serving | None = None
         self._announced: Announcement | None = None
         self._speed: Speed | None = None
+        self._pings: NextHopPings | None = None
         self.span: Span | None = None
         """The blocks, once they are chosen."""
 
@@ -135,6 +137,8 @@ class Server:
                 await nursery.start(serving.run)
                 self._serve(serving)
                 self._announce(ServerState.ONLINE, self._speed.of(span), numbers)
+                self._pings = NextHopPings(self._config.server, ports, self._servers, self._plan.model, span)
+                nursery.start_soon(self._pings.run)
                 task_status.started(span)
                 nursery.start_soon(self._keep_announcing)
                 await self._stop.wait()
@@ -168,7 +172,7 @@ class Server:
             await self._directory.refresh()
         servers = [
             (ann.span, ann.throughput.inference or NOMINAL_TOKENS_PER_S)
-            for ann in self._directory.view.servers(plan.model)
+            for ann in self._servers()
             if ann.peer != self._ports.network.me and ann.state is not ServerState.DRAINING
         ]
         return join_window(block_throughputs(servers, total), length)
@@ -256,9 +260,13 @@ class Server:
 
     # -- what the swarm hears --------------------------------------------------------------------------------------
 
+    def _servers(self) -> Sequence[Announcement]:
+        """All servers of the model that are known, ourselves among them."""
+        return self._directory.view.servers(self._plan.model)
+
     def _nominal(self) -> float:
         """What a server that was not measured yet counts for: as much as others do, so that the next joiner spreads."""
-        known = [ann.throughput.inference for ann in self._directory.view.servers(self._plan.model)]
+        known = [ann.throughput.inference for ann in self._servers()]
         return median([speed for speed in known if speed > 0] or [NOMINAL_TOKENS_PER_S])
 
     def _announce(
@@ -285,6 +293,7 @@ class Server:
             numerics=numbers or self._announced.numerics,
             cache_tokens_free=serving.room.cache.tokens_free if serving is not None else 0,
             queue=serving.engine.waiting if serving is not None else 0,
+            pings=self._pings.pings if self._pings is not None else (),
         )
         self._directory.announce(self._announced)
 

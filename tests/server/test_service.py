@@ -225,3 +225,18 @@ async def test_the_measured_speed_is_remembered():
         assert a.throughput.inference == pytest.approx(2 * b.throughput.inference), "per block, and b has twice as many"
         assert first.serving is not None
         assert first.serving.engine.passes == 0
+
+
+async def test_the_way_to_the_next_hop_is_announced():
+    async with swarm() as some:
+        await some.start("front", span=Span(0, 2))
+        await some.start("back", span=Span(2, BLOCKS))
+        some.world.set_latency("front", "back", 0.03)
+        last = some.world.hosts["back"].me
+        with trio.fail_after(120):
+            while not (await some.seen("front", ServerState.ONLINE)).pings:
+                await some.directory.wait_changed()
+        pings = (await some.seen("front", ServerState.ONLINE)).pings
+        assert [peer for peer, _ in pings] == [last]
+        assert pings[0][1] == pytest.approx(0.06)
+        assert (await some.seen("back", ServerState.ONLINE)).pings == ()
