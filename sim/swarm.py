@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import trio
@@ -128,9 +128,17 @@ class SimSwarm:
         return server
 
     @asynccontextmanager
-    async def client(self, name: str = "client", config: Config | None = None) -> AsyncIterator[SimClient]:
-        """A client that knows every server."""
+    async def client(
+        self, name: str = "client", config: Config | None = None, *, pings: bool = False
+    ) -> AsyncIterator[SimClient]:
+        """A client that knows every server.
+
+        Args:
+            pings: measure the ways in the background; off, because who counts messages counts those, too.
+        """
         config = config or self.config
+        if not pings:
+            config = replace(config, client=replace(config.client, pings_max=0))
         network = self.world.host(name)
         ports = sim_ports(self.world, name, network=network, compute=self.compute())
         directory = Directory(ports, config, [MODEL])
