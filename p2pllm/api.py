@@ -19,7 +19,7 @@ from p2pllm.client.route import Hop as Hop
 from p2pllm.client.session import Session as Session
 from p2pllm.config import Config, preset
 from p2pllm.dht.service import Directory
-from p2pllm.errors import UserError
+from p2pllm.errors import SwarmError, UserError
 from p2pllm.node.opening import OpenedModel, open_model, pick_device, pick_dtype
 from p2pllm.node.serving import open_directory, open_server
 from p2pllm.node.using import load_share, open_client, unwrapped
@@ -31,6 +31,10 @@ from p2pllm.wire.tensor import CODECS
 Progress = Callable[[int, int], None]
 """Hears (bytes so far, bytes in all) while weights are read or downloaded; called from another thread."""
 
+NOBODY_KNOWN = (
+    "no member of a swarm is known: give the address of one as --bootstrap ADDR (bootstrap=[ADDR]) or in P2PLLM_BOOTSTRAP; "
+    "p2pllm bootstrap starts a swarm and prints its address"
+)
 ANYWHERE = ("/ip4/0.0.0.0/tcp/0",)
 
 
@@ -68,6 +72,7 @@ async def connect(
     Raises:
         UserError: an argument is wrong; CheckpointError among them.
         StorageError: the disk or a download failed.
+        SwarmError: no member of any swarm is known.
     """
     base = preset(config)
     if activations not in CODECS:

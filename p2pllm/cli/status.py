@@ -33,7 +33,7 @@ async def _status(args: argparse.Namespace) -> None:
         seen = await look_around(world.ports, directory, opened.id, opened.checkpoint.config.num_blocks)
     if seen.alone:
         tried = f"none of the {len(world.bootstrap)} bootstrap addresses answers: check them, and that you are online"
-        raise SwarmError(tried if world.bootstrap else "no member is known: give --bootstrap ADDR of one that runs")
+        raise SwarmError(tried if world.bootstrap else api.NOBODY_KNOWN)
     if args.json:
         print_json(as_json(args.model, seen))
     else:

@@ -9,7 +9,7 @@ import pytest
 import p2pllm
 from p2pllm import api
 from p2pllm.config import local
-from p2pllm.errors import UserError
+from p2pllm.errors import SwarmError, UserError
 from p2pllm.node.local_swarm import LOOPBACK
 from p2pllm.node.world import BOOTSTRAP_ENV, WorldOptions, bootstrap_addresses, open_world
 
@@ -27,6 +27,15 @@ async def test_an_unusable_cache_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cache folder"):
         async with open_world(local(), WorldOptions(cache_dir=str(tmp_path / "file" / "x"))):
+            raise AssertionError("not reached")
+
+
+@pytest.mark.real_clock
+async def test_a_client_that_knows_nobody_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to wait for: one line says what is missing."""
+    monkeypatch.delenv(BOOTSTRAP_ENV, raising=False)
+    with pytest.raises(SwarmError, match="--bootstrap"):
+        async with p2pllm.connect("demo", cache_dir=str(tmp_path)):
             raise AssertionError("not reached")
 
 
