@@ -52,8 +52,9 @@ class SimCompute:
             await trio.lowlevel.checkpoint_if_cancelled()
             result = work()
             seconds = max(self._model(cost, name) for name in names)
-            with trio.CancelScope(shield=True):
-                await trio.sleep(seconds)
+            if seconds > 0:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(seconds)
         finally:
             for lock in held:
                 lock.release()

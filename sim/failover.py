@@ -27,7 +27,7 @@ NEW_TOKENS = 24
 PATIENCE_S = 60.0
 TOO_LONG_S = 400.0
 """Virtual seconds after which a generation counts as hanging: every deadline on its way is far shorter."""
-HOPS_AND_SPARES = ((0, 2), (2, 4), (4, 6), (0, 2), (2, 4), (4, 6))
+HOPS_AND_SPARES = ((0, 1), (1, 2), (2, 3), (0, 1), (1, 2), (2, 3))
 OTHER_BORDERS = ((0, 2), (2, 4), (4, 6), (0, 3), (1, 5), (3, 6))
 """No single spare replaces a server, and none has the chain's borders."""
 
@@ -43,6 +43,7 @@ class Case:
         spans: one server each.
         activations: codec.
         seed: of the world, and of trio's scheduling.
+        pass_s: virtual seconds of every pass.
     """
 
     faults: tuple[FaultAt, ...] = ()
@@ -51,6 +52,7 @@ class Case:
     activations: str = "fp32"
     seed: int = 0
     new_tokens: int = NEW_TOKENS
+    pass_s: float = 0.0
 
     def command(self) -> str:
         """The line that plays this case alone."""
@@ -58,6 +60,8 @@ class Case:
         words += ["--push"] * self.push
         words += [f"--activations {self.activations}"] * (self.activations != "fp32")
         words += [f"--seed {self.seed}"] * bool(self.seed)
+        words += [f"--pass-s {self.pass_s:g}"] * bool(self.pass_s)
+        words += [f"--new-tokens {self.new_tokens}"] * (self.new_tokens != NEW_TOKENS)
         if self.spans != HOPS_AND_SPARES:
             words.append("--spans " + ",".join(f"{start}:{end}" for start, end in self.spans))
         return " ".join(words)
@@ -91,8 +95,9 @@ def config_of(case: Case) -> Config:
     """The settings of a case: what users get, but exact, and so small that a prompt is several chunks."""
     base = Config()
     client = replace(
-        base.client, activations=case.activations, exact=True, prefill_chunk_tokens=4, patience_s=PATIENCE_S
-    )
+        base.client, activations=case.activations, exact=True, prefill_chunk_tokens=4, patience_s=PATIENCE_S,
+        push="on" if case.push else "off",
+    )  # fmt: skip
     return replace(base, server=replace(base.server, cache_tokens=256), client=client)
 
 
@@ -112,7 +117,8 @@ def play(case: Case, blocks: Blocks | None = None) -> Outcome:
 async def _play(case: Case, model: Blocks) -> Outcome:
     tokens: list[int] = []
     error: SwarmError | None = None
-    async with open_swarm(model, case.spans, config_of(case), seed=case.seed) as swarm, swarm.client() as client:
+    opened = open_swarm(model, case.spans, config_of(case), seed=case.seed, pass_s=case.pass_s)
+    async with opened as swarm, swarm.client() as client:
         injector = Injector(swarm, case.faults)
         recoveries = 0
         began = trio.current_time()
@@ -147,8 +153,13 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--activations", default="fp32")
     parser.add_argument("--spans", help="such as 0:2,2:4,0:4")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pass-s", type=float, default=0.0, help="virtual seconds of every pass")
+    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
     given = parser.parse_args(words)
-    case = Case(push=given.push, activations=given.activations, seed=given.seed)
+    case = Case(
+        push=given.push, activations=given.activations, seed=given.seed, pass_s=given.pass_s,
+        new_tokens=given.new_tokens,
+    )  # fmt: skip
     if given.spans:
         pairs = [part.split(":") for part in given.spans.split(",")]
         case = replace(case, spans=tuple((int(start), int(end)) for start, end in pairs))

@@ -207,7 +207,7 @@ class SimStream:
             raise LocalProtocolError("two tasks send on a stream at once")
         self._sending = True
         try:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             self._out.check_sender()
             if self._mine.world.tap is not None:
                 data = self._mine.world.tap(self, bytes(data))

@@ -14,7 +14,14 @@ from sim.faults import FaultAt, Mishap
     "case",
     [
         Case(faults=(FaultAt(Mishap.RESET, 20), FaultAt(Mishap.RESET, 31))),
-        Case(faults=(FaultAt(Mishap.BUSY, 30),), activations="int8", seed=3, spans=((0, 6), (0, 6))),
+        Case(
+            faults=(FaultAt(Mishap.BUSY, 30),),
+            activations="int8",
+            seed=3,
+            pass_s=0.01,
+            new_tokens=9,
+            spans=((0, 3), (0, 3)),
+        ),
     ],
 )
 def test_a_case_is_repeated_by_its_command(case, capsys):
