@@ -32,8 +32,8 @@ Progress = Callable[[int, int], None]
 """Hears (bytes so far, bytes in all) while weights are read or downloaded; called from another thread."""
 
 NOBODY_KNOWN = (
-    "no member of a swarm is known: give the address of one as --bootstrap ADDR (bootstrap=[ADDR]) or in P2PLLM_BOOTSTRAP; "
-    "p2pllm bootstrap starts a swarm and prints its address"
+    "no member of a swarm is known: give the address of one as --bootstrap ADDR (bootstrap=[ADDR]) or in "
+    "P2PLLM_BOOTSTRAP; p2pllm bootstrap starts a swarm and prints its address"
 )
 ANYWHERE = ("/ip4/0.0.0.0/tcp/0",)
 
@@ -83,6 +83,8 @@ async def connect(
     settings = replace(base, client=client)
     options = WorldOptions(bootstrap=bootstrap, identity=identity, cache_dir=cache_dir, threads=threads)
     async with unwrapped(), open_world(settings, options) as world:
+        if not world.bootstrap and not world.members.current:
+            raise SwarmError(NOBODY_KNOWN)
         opened = await _opened(world, model, progress)
         share = await world.ports.storage.run(lambda: load_share(opened.checkpoint, exact, progress))
         async with (
