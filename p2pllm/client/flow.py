@@ -21,14 +21,14 @@ from p2pllm.client.legs import Leg
 from p2pllm.client.past import Entry, Rows
 from p2pllm.client.replay import History
 from p2pllm.errors import P2PLLMError, PeerLost
-from p2pllm.wire.tensor import plain
 
 Source = Callable[[Chunk], Awaitable[Packed]]
 """Makes a chunk's input."""
 Sink = Callable[[Chunk, Packed], Awaitable[None]]
 """Takes a chunk's output."""
 
-_Item = tuple[Entry, Packed]
+_Item = tuple[Entry, Packed | None]
+"""An entry and its payload at some border; None: whoever needs it finds it in the history."""
 _Inlet = trio.MemoryReceiveChannel[_Item]
 _Outlet = trio.MemorySendChannel[_Item]
 
@@ -93,9 +93,9 @@ class Flow:
             leg = self._legs[at]
             self._history.record(leg.span.start, entry, packed)
             try:
-                await self._fit(leg, entry.before)
+                await self._fit(leg, entry)
                 await leg.send(entry, packed, self._tail(leg, entry))
-                packed = await self._receive(leg)
+                _, packed = await self._receive(leg)
             except HOP_ERRORS as exc:
                 await self._mender.mend(leg, exc, entry.before)
             else:
@@ -103,13 +103,61 @@ class Flow:
         await sink(entry.chunk, packed)
 
     async def _pipeline(self, entries: Sequence[Entry], source: Source, sink: Sink) -> None:
+        wanted = {entry.number for entry in entries}
+
+        async def feed(outlet: _Outlet) -> None:
+            async with outlet:
+                for entry in entries:
+                    await outlet.send((entry, await source(entry.chunk)))
+
         async with trio.open_nursery() as nursery:
             outlet, inlet = trio.open_memory_channel[_Item](1)
-            nursery.start_soon(_feed, entries, source, outlet)
-            outlet, outputs = trio.open_memory_channel[_Item](1)
-            nursery.start_soon(self._line, list(self._legs), inlet, outlet)
-            async for entry, packed in outputs:
-                await sink(entry.chunk, packed)
+            nursery.start_soon(feed, outlet)
+            async for entry, packed in self._outputs(nursery, inlet):
+                if packed is not None and entry.number in wanted:
+                    await sink(entry.chunk, packed)
+
+    def _outputs(self, nursery: trio.Nursery, inlet: _Inlet) -> _Inlet:
+        outlet, outputs = trio.open_memory_channel[_Item](1)
+        nursery.start_soon(self._line, list(self._legs), inlet, outlet)
+        return outputs
+
+    async def finish(
+        self,
+        entries: Sequence[Entry],
+        source: Source,
+        sink: Callable[[Entry, Packed], Awaitable[None]],
+        taken: dict[int, Packed],
+    ) -> None:
+        """Bring entries through of which some legs have done, or begun, more than others.
+
+        ``taken`` holds outputs that came already, by number.
+
+        Raises:
+            SwarmError: a server failed and cannot be replaced.
+        """
+        first = self._legs[0].span.start
+
+        async def feed(outlet: _Outlet) -> None:
+            async with outlet:
+                for entry in entries:
+                    packed = None if self._history.knows(first, entry) else await source(entry.chunk)
+                    await outlet.send((entry, packed))
+
+        try:
+            async with trio.open_nursery() as nursery:
+                outlet, inlet = trio.open_memory_channel[_Item](1)
+                nursery.start_soon(feed, outlet)
+                async for entry, packed in self._outputs(nursery, inlet):
+                    output = taken.pop(entry.number, packed)
+                    if output is not None:
+                        await sink(entry, output)
+        except BaseException as exc:
+            for leg in self._legs:
+                leg.hop.abandon()
+            if isinstance(exc, BaseExceptionGroup):
+                raise first_of(exc) from None
+            raise
 
     async def _line(self, legs: Sequence[Leg], inlet: _Inlet, outlet: _Outlet) -> None:
         """All items through legs that follow each other."""
@@ -128,7 +176,7 @@ class Flow:
                 try:
                     if not held:
                         held.append(self._recorded(leg, await inlet.receive()))
-                    await self._fit(leg, held[0][0].before)
+                    await self._fit(leg, held[0][0])
                     await self._through(leg, held, inlet, outlet)
                     return
                 except trio.EndOfChannel:
@@ -155,51 +203,59 @@ class Flow:
         # The entry whose answer is awaited has left this buffer, so it holds one less than may be under way.
         under_way, sent = trio.open_memory_channel[Entry](max(0, window - 1))
 
+        async def send(item: _Item) -> None:
+            await under_way.send(item[0])
+            entry, packed = item
+            done = 0 <= entry.number < leg.begun
+            if done and entry not in leg.due:
+                return
+            if packed is None:
+                packed = await self._history.packed(leg.span.start, entry.runs)
+            await (leg.supply if done else leg.send)(entry, packed, self._tail(leg, entry))
+
         async def send_all() -> None:
             async with under_way:
                 for item in list(held):
-                    await under_way.send(item[0])
-                    await leg.send(*item, self._tail(leg, item[0]))
+                    await send(item)
                 async for item in inlet:
                     held.append(self._recorded(leg, item))
-                    await under_way.send(item[0])
-                    await leg.send(*item, self._tail(leg, item[0]))
+                    await send(item)
 
+        first_due = leg.due[0].number if leg.due else leg.begun
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send_all)
             async for entry in sent:
-                packed = await self._receive(leg)
+                packed: Packed | None = None
+                if entry.number >= first_due or entry.number < 0:
+                    _, packed = await self._receive(leg)
                 held.popleft()
                 await outlet.send((entry, packed))
 
-    async def _fit(self, leg: Leg, rows: Rows) -> None:
-        """See to it that a leg can take a step that stands on ``rows``."""
+    async def _fit(self, leg: Leg, entry: Entry) -> None:
+        """See to it that a leg can take a step, unless it has it already."""
         if leg.lost is not None:
             raise PeerLost("the server was given up before")
-        await leg.hop.settle()
-        if not leg.holds(rows):
-            await self._mender.prepare(leg, rows)
+        if leg.doubt is not None:
+            raise leg.doubt
+        if 0 <= entry.number < leg.begun:
+            return
+        if not leg.holds(entry.before):
+            await self._mender.prepare(leg, entry.before)
 
-    async def _receive(self, leg: Leg) -> Packed:
-        packed = await leg.hop.receive()
-        if packed.tensor.zstd:
-            plain(packed.tensor, packed.payload)  # whoever sent what does not unpack is to blame, not who gets it
+    async def _receive(self, leg: Leg) -> tuple[Entry, Packed]:
+        entry, packed = await leg.receive()
         if leg.accuser is not None:
             self._mender.answered(leg)
-        return packed
+        return entry, packed
 
     def _recorded(self, leg: Leg, item: _Item) -> _Item:
-        self._history.record(leg.span.start, *item)
+        entry, packed = item
+        if packed is not None:
+            self._history.record(leg.span.start, entry, packed)
         return item
 
     def _tail(self, leg: Leg, entry: Entry) -> int:
         return entry.tail if leg.span.end == self._end else ALL
-
-
-async def _feed(entries: Sequence[Entry], source: Source, outlet: _Outlet) -> None:
-    async with outlet:
-        for entry in entries:
-            await outlet.send((entry, await source(entry.chunk)))
 
 
 async def _join(held: Sequence[_Item], inlet: _Inlet, outlet: _Outlet) -> None:

@@ -8,6 +8,7 @@ where it ends elsewhere. A server that is met twice has a session of its own for
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,8 +22,11 @@ from p2pllm.client.route import Hop, Plan
 from p2pllm.errors import LocalProtocolError, P2PLLMError
 from p2pllm.types import PeerId, SessionId, Span
 from p2pllm.wire.messages import Open
+from p2pllm.wire.tensor import plain
 
 SESSION_BYTES = 16
+UNPUSHED_S = 300.0
+"""A link over which a push failed is left alone for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +50,20 @@ class Leg:
 
     Attributes:
         rows: what the server's caches hold once everything that was sent has run.
-        lost: why the server is of no use any more; None while it is.
+        due: entries whose answers were not taken yet, in order.
+        begun: all entries of lower numbers were sent to this server, or were over before it came.
+        doubt: why the server may be of no use any more; whoever needs it next decides.
+        lost: why it is of no use any more; None while it is.
         accuser: the server that this one replaces, which said that we are at fault.
     """
 
     def __init__(self, hop: HopSession, rows: Rows) -> None:
         self.hop = hop
         self.rows = rows
+        self.due: deque[Entry] = deque()
+        self._given: dict[int, tuple[int, ...]] = {}  # sources as they were sent
+        self.begun = 0
+        self.doubt: P2PLLMError | None = None
         self.lost: P2PLLMError | None = None
         self.accuser: Hop | None = None
 
@@ -64,12 +75,52 @@ class Leg:
     def span(self) -> Span:
         return self.hop.span
 
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is known against it, and nobody was interrupted while using it."""
+        return self.lost is None and self.doubt is None and not self.hop.unsettled
+
     def holds(self, rows: Rows) -> bool:
         """Whether a step that stands on ``rows`` can follow at once: perhaps after a roll-back or a change of rows."""
         return self.rows is rows or covering(self.rows, rows)[1] == lengths(rows)
 
-    async def send(self, entry: Entry, packed: Packed, tail: int) -> None:
+    async def send(self, entry: Entry, packed: Packed, tail: int, acked: int | None = None) -> None:
         """Send a step; the caches hold what it stands on."""
+        sources = self._sources(entry)
+        self._began(entry)
+        await self.hop.send(entry.positions, entry.counts, packed, tail=tail, sources=sources, acked=acked)
+
+    def expect(self, entry: Entry, tail: int) -> None:
+        """A neighbour will push a step."""
+        sources = self._sources(entry)
+        self._began(entry)
+        self.hop.expect(entry.positions, entry.counts, tail=tail, sources=sources)
+
+    async def supply(self, entry: Entry, packed: Packed, tail: int) -> None:
+        """Send a step that is due, but perhaps was never pushed."""
+        sources = self._given[entry.number]
+        await self.hop.supply(self.due.index(entry), entry.positions, entry.counts, packed, tail=tail, sources=sources)
+
+    async def receive(self, *, mend: bool = True) -> tuple[Entry, Packed]:
+        """The next answer, and what it answers.
+
+        Raises:
+            PeerLost, RemoteProtocolError, RemoteFault, Unpushed: see ``HopSession.receive``.
+        """
+        packed = await self.hop.receive(mend=mend)
+        if packed.tensor.zstd:
+            plain(packed.tensor, packed.payload)  # whoever sent what does not unpack is to blame, not who gets it
+        entry = self.due.popleft()
+        self._given.pop(entry.number, None)
+        return entry, packed
+
+    def _began(self, entry: Entry) -> None:
+        self.rows = entry.after
+        self.begun = max(self.begun, entry.number + 1)
+        self.due.append(entry)
+
+    def _sources(self, entry: Entry) -> tuple[int, ...]:
+        """Which row's cache each row of a step continues here, where rows may stand otherwise than in the entry."""
         sources = entry.sources
         if self.rows is not entry.before:
             picks, known = covering(self.rows, entry.before)
@@ -77,8 +128,8 @@ class Leg:
                 raise LocalProtocolError("a step was sent to caches that lack what it stands on")
             gathered = tuple(picks[source] for source in sources) if sources else picks
             sources = () if gathered == tuple(range(len(picks))) else gathered
-        await self.hop.send(entry.positions, entry.counts, packed, tail=tail, sources=sources)
-        self.rows = entry.after
+        self._given[entry.number] = sources
+        return sources
 
 
 class Chain:
@@ -89,6 +140,10 @@ class Chain:
         self.fixed = bool(terms.codec_points)
         """Whether codec points and numerics class are settled; if not, the first plan settles them."""
         self.legs: list[Leg] = []
+        self.wired: tuple[bool, ...] = ()
+        """Per link, whether outputs are pushed over it in this epoch; empty: we relay them all."""
+        self.unpushed: dict[tuple[PeerId, PeerId], float] = {}
+        """Pairs of servers of which the first could not push to the second, and when that was."""
         self.epoch = 0
         """The newest one that any server knows."""
         self._reattached = 0
@@ -130,6 +185,15 @@ class Chain:
             raise LocalProtocolError("legs that are not neighbours cannot be replaced together")
         self.legs[at : at + len(old)] = new
         self._reattached += sum(leg.hop.reattached for leg in old)
+
+    def links(self, now: float) -> tuple[bool, ...]:
+        """Per link, whether outputs can be pushed over it, as far as is known."""
+        able = []
+        for one, two in itertools.pairwise(self.legs):
+            since = self.unpushed.get((one.place.peer_id, two.place.peer_id))
+            tried = since is not None and now - since < UNPUSHED_S
+            able.append(one.hop.session == two.hop.session and not tried)
+        return tuple(able)
 
     def inner(self, legs: Sequence[Leg]) -> list[int]:
         """The borders between some legs that follow each other."""

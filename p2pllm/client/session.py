@@ -20,11 +20,12 @@ from p2pllm.client.chunks import ALL, Chunk, cut, packed_slices, wanted_slices
 from p2pllm.client.context import Context
 from p2pllm.client.edge import Packed, pack, unpack
 from p2pllm.client.failover import Failover, Recovery
-from p2pllm.client.flow import Flow, Sink, Source
+from p2pllm.client.flow import Sink, Source
 from p2pllm.client.held import UNKNOWN, Held
 from p2pllm.client.inputs import check_ids
 from p2pllm.client.legs import Chain, Terms
 from p2pllm.client.past import entries_of, lengths, shortened
+from p2pllm.client.push import Pusher
 from p2pllm.client.replay import History
 from p2pllm.client.route import Hop
 from p2pllm.errors import UserError
@@ -224,9 +225,7 @@ class Session:
             await history.tidy()
             entries = entries_of(chunks, history.rows, sources, number=history.entries, token=history.tokens)
             history.number(entries)
-            await Flow(self._context, live.chain.legs, self._context.whole.end, history, live).run(
-                entries, source, sink
-            )
+            await Pusher(self._context, live).run(entries, source, sink)
             history.rows = entries[-1].after
         finally:
             self._stepping = False

@@ -105,6 +105,11 @@ class ClientHop:
         return self._next
 
     @property
+    def unconfirmed(self) -> bool:
+        """Whether a Rewire was sent that the server did not confirm yet."""
+        return self._rewire is not None
+
+    @property
     def unanswered(self) -> tuple[int, ...]:
         """Ids under way, in order."""
         return tuple(self._asked)

@@ -24,10 +24,11 @@ from p2pllm.server.engine import Engine
 from p2pllm.server.forwards import Forwards
 from p2pllm.server.kvcache import KVCache
 from p2pllm.server.offer import Offer
+from p2pllm.server.pushes import Pushes
 from p2pllm.server.room import CacheRoom
 from p2pllm.server.sessions import Sessions
 from p2pllm.types import ModelId, Numerics, PeerId, ServerState, Span
-from p2pllm.wire import FORWARD, SESSION
+from p2pllm.wire import FORWARD, PUSH, SESSION
 from sim.compute import SimCompute, flat_cost
 from sim.network import SimWorld
 from sim.ports import sim_ports
@@ -38,7 +39,7 @@ BLOCKS = 6
 CONFIG = replace(
     Config(),
     server=replace(Config().server, cache_tokens=4096),
-    client=replace(Config().client, activations="fp32", prefill_chunk_tokens=8, exact=True),
+    client=replace(Config().client, activations="fp32", prefill_chunk_tokens=8, exact=True, push="off"),
 )
 
 
@@ -122,13 +123,18 @@ class Swarm:
     def add_server(self, name: str, span: Span, config: Config | None = None, **announced: object) -> Server:
         config = config or self.config
         network = self.world.host(name)
+        for other in [*self.world.hosts.values()]:
+            network.learn(other.me, other.addrs)
+            other.learn(network.me, network.addrs)
         model = SpanModel.load(self.reference.config, span, self.reference.tensors, exact=True)
         arena = model.arena(config.server.cache_tokens or 4096, config.server.page_tokens)
         room = CacheRoom(KVCache(arena.pages, arena.page_tokens))
         engine = Engine(SpanBackend(model, arena), SimCompute(flat_cost(0.01)), room, config.server)
         offer = Offer(MODEL, span, 32, 256, EXACT, config.server.forward_tokens_max)
-        sessions = Sessions(offer, engine, room, config, self.world.nursery, lambda peer, send: None)
+        pushes = Pushes(network, config, self.world.nursery)
+        sessions = Sessions(offer, engine, room, config, self.world.nursery, pushes.post)
         network.serve(SESSION, sessions.handle)
+        network.serve(PUSH, lambda stream: pushes.handle(stream, sessions))
         network.serve(FORWARD, Forwards(offer, engine, config).handle)
         network.spawn(engine.serve)
         network.spawn(sessions.care)

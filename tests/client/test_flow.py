@@ -31,17 +31,17 @@ class FakeHop:
         self.waiting: list[Packed] = []
         self.steps: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
         self.most = 0
-        self.abandoned = False
+        self.abandoned = self.unsettled = False
         self.arrived = trio.Event()
 
-    async def send(self, positions, counts, packed, *, tail=-1, sources=()):
+    async def send(self, positions, counts, packed, *, tail=-1, sources=(), acked=None):
         await trio.sleep(0.001)
         self.steps.append((positions, counts, tail))
         self.waiting.append(packed)
         self.arrived.set()
         self.most = max(self.most, len(self.waiting))
 
-    async def receive(self):
+    async def receive(self, *, mend=True):
         await trio.sleep(self.seconds)
         while not self.waiting:
             self.arrived = trio.Event()
@@ -49,9 +49,6 @@ class FakeHop:
         if len(self.steps) - len(self.waiting) == self.breaks_at:
             raise PeerLost("gone")
         return self.waiting.pop(0)
-
-    async def settle(self):
-        assert not self.abandoned
 
     def abandon(self):
         self.abandoned = True

@@ -10,10 +10,11 @@ import pytest
 import trio
 
 from p2pllm.client.edge import Packed
-from p2pllm.client.hop import REATTACHES_MAX, HopSession
+from p2pllm.client.hop import HopSession
 from p2pllm.client.link import Links, PeerSilent
 from p2pllm.client.peers import Peers
 from p2pllm.client.route import Hop
+from p2pllm.client.talk import REATTACHES_MAX
 from p2pllm.config import Config
 from p2pllm.errors import ClientFault, Overloaded, PeerLost, RemoteProtocolError, ServerFault, SessionGone
 from p2pllm.types import ModelId, PeerId, SessionId, Span
