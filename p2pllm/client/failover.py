@@ -22,7 +22,7 @@ from p2pllm.client.flow import Flow
 from p2pllm.client.legs import Chain, Leg, close_all
 from p2pllm.client.past import Rows, covering, lengths, replay_of
 from p2pllm.client.replay import History
-from p2pllm.client.route import Hop, Plan
+from p2pllm.client.route import Hop, Plan, changes
 from p2pllm.errors import (
     ClientFault,
     CoverageError,
@@ -89,12 +89,13 @@ class Failover:
             try:
                 plan = await self._plan(span, deadline)
             except CoverageError as gap:
-                if last is None and old:
-                    raise CoverageError(f"{gap}; {old[0].lost}", gap.missing) from None
+                if old:
+                    raise CoverageError(f"{gap}; {last or old[0].lost}", gap.missing) from last
                 raise last or gap from None
             legs = self.chain.make(plan)
             try:
                 await self.open(legs)
+                self.history.forget(self.chain.inner(legs))
                 await self.replay(legs, rows)
                 self.chain.splice(old, legs)
                 return self._blaming(legs, accuser)
@@ -109,6 +110,8 @@ class Failover:
             self.tried += 1
             accuser = self._refused(last, accuser)
             if trio.current_time() >= deadline:
+                if old:
+                    raise CoverageError(f"{last}; others failed before, and patience is over", tuple(span)) from last
                 raise last
             if isinstance(last.cause, SessionGone):
                 await self._context.planner.refresh()
@@ -161,10 +164,12 @@ class Failover:
 
     async def _plan(self, span: Span, deadline: float) -> Plan:
         """A chain for ``span``: through servers that hold nothing of ours yet, where there are any."""
-        terms, client = self.chain.terms, self._context.config.client
+        terms, client, legs = self.chain.terms, self._context.config.client, self.chain.legs
         wish = Wish(
             span, cache_tokens=terms.rows * terms.max_length, exact=client.exact, numerics=terms.numerics,
-            avoid=self.chain.peers,
+            push=client.push != "off", avoid=self.chain.peers,
+            before=next((leg.place.peer_id for leg in legs if leg.span.end == span.start), None),
+            after=next((leg.place.peer_id for leg in legs if leg.span.start == span.end), None),
         )  # fmt: skip
         try:
             return self._context.planner.plan(wish)
@@ -178,6 +183,39 @@ class Failover:
     def _deadline(self) -> float:
         client = self._context.config.client
         return trio.current_time() + max(client.patience_s, client.gap_grace_s)
+
+    async def reroute(self, plan: Plan) -> bool:
+        """Move to the chain of ``plan``, between steps; whether it worked. If not, nothing has changed.
+
+        Legs that are in it with the same blocks stay. The others' replacements are fed the history first, and only
+        then take over.
+        """
+        began, legs, rows = trio.current_time(), self.chain.legs, self.history.rows
+        moved = 0
+        for first, last, hops in changes([leg.place for leg in legs], plan.hops):
+            first, last = first + moved, last + moved
+            old = legs[first:last]
+            new = self.chain.make(Plan(tuple(hops), 0.0))
+            kept = self.chain.inner(old)
+            fresh = [border for border in self.chain.inner(new) if border not in kept]
+            try:
+                await self.open(new)
+                self.history.forget(fresh)
+                await self.replay(new, rows)
+                self.chain.splice(old, new)
+            except BaseException as exc:
+                await close_all(new)
+                self.history.forget(fresh)
+                if isinstance(exc, HopLost):
+                    return False
+                raise
+            finally:
+                self.chain.opened(new)
+            await close_all(leg for leg in old if leg.lost is None)
+            self.history.forget(set(kept).difference(self.chain.inner(new)))
+            moved += len(new) - len(old)
+        log.info("moved to a better chain in %.2f s", trio.current_time() - began)
+        return True
 
     # -- mending: see flow.Mender ----------------------------------------------------------------------------------
 

@@ -97,10 +97,21 @@ class Flow:
                 await leg.send(entry, packed, self._tail(leg, entry))
                 _, packed = await self._receive(leg)
             except HOP_ERRORS as exc:
-                await self._mender.mend(leg, exc, entry.before)
+                async with trio.open_nursery() as nursery:
+                    for later in self._legs[at + 1 :]:
+                        nursery.start_soon(self._look_after, later, entry)
+                    await self._mender.mend(leg, exc, entry.before)
             else:
                 at += 1
         await sink(entry.chunk, packed)
+
+    async def _look_after(self, leg: Leg, entry: Entry) -> None:
+        """Mend a leg that the step has not reached, if it is dead too: several replays at once take no longer."""
+        try:
+            if leg.lost is None:
+                await leg.hop.revive()
+        except HOP_ERRORS as exc:
+            await self._mender.mend(leg, exc, entry.before)
 
     async def _pipeline(self, entries: Sequence[Entry], source: Source, sink: Sink) -> None:
         wanted = {entry.number for entry in entries}

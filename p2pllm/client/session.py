@@ -11,6 +11,8 @@ Nothing runs in the background between steps.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -27,7 +29,7 @@ from p2pllm.client.legs import Chain, Terms
 from p2pllm.client.past import entries_of, lengths, shortened
 from p2pllm.client.push import Pusher
 from p2pllm.client.replay import History
-from p2pllm.client.route import Hop
+from p2pllm.client.route import Hop, Plan
 from p2pllm.errors import UserError
 
 
@@ -134,6 +136,8 @@ class Session:
             CoverageError: nobody serves some of the blocks.
             HopLost: the chains that were tried all failed; tells of the last one.
         """
+        if self._live is not None:
+            return
         context = self._context
         terms = Terms(rows, self.max_length, self._codec)
         history = History(
@@ -149,6 +153,51 @@ class Session:
         if self._live is not None:
             self._live.history.close()
             await self._live.chain.aclose()
+
+    # -- other places ----------------------------------------------------------------------------------------------
+
+    async def fork(self) -> Session:
+        """Another session that stands where this one does; both go their own ways from here.
+
+        Its servers are fed the history; it shares with this one what both have in common.
+
+        Raises:
+            SwarmError: nobody serves some of the blocks, or servers failed.
+        """
+        other = Session(self._context, max_length=self.max_length, activations=self._codec)
+        other._rows, other.held = self._rows, self.held.copy()
+        if self._live is not None:
+            async with self._between_steps() as live:
+                history = live.history.fork()
+            other._live = Failover(self._context, Chain(self._context, live.chain.terms), history)
+            try:
+                await other._live.fill([], self._context.whole, history.rows)
+            except BaseException:
+                history.close()
+                raise
+        return other
+
+    async def reroute(self, plan: Plan) -> bool:
+        """Move to another chain, through replay; whether that worked. If not, everything is as before.
+
+        Raises:
+            SwarmError: servers of the present chain failed, and cannot be replaced.
+        """
+        async with self._between_steps() as live:
+            return await live.reroute(plan)
+
+    @asynccontextmanager
+    async def _between_steps(self) -> AsyncIterator[Failover]:
+        if self._closed or self._live is None:
+            raise UserError("the session is not open")
+        if self._stepping:
+            raise UserError("a step of this session is under way already")
+        self._stepping = True
+        try:
+            await Pusher(self._context, self._live).calm()
+            yield self._live
+        finally:
+            self._stepping = False
 
     # -- steps -----------------------------------------------------------------------------------------------------
 

@@ -155,6 +155,15 @@ class Talk(ABC):
         """Whether ``abandon`` was called, and nothing since."""
         return self._unsettled
 
+    async def revive(self) -> None:
+        """Where the stream or the connection is lost, open another one.
+
+        Raises:
+            PeerLost, RemoteProtocolError, RemoteFault: the server is gone, or the session.
+        """
+        if self._current.dead or not self._links.connected(self.peer_id):
+            await self._reattach(PeerLost("its connection was lost"))
+
     def drop(self) -> None:
         """Give the server up at once: it forgets the session by itself."""
         link, self._link = self._link, None
