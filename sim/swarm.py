@@ -101,6 +101,9 @@ class SimSwarm:
         """One more server; clients learn of it at once. A name that was killed comes back empty."""
         config = config or self.config
         network = self.world.host(name)
+        for other in self.servers.values():  # as every server's directory tells it
+            network.learn(other.peer, other.network.addrs)
+            other.network.learn(network.me, network.addrs)
         model = self.blocks.span(span)
         shape, tokens = self.blocks.config, config.server.cache_tokens or CACHE_TOKENS
         backend = SpanBackend(model, model.arena(tokens, config.server.page_tokens))
