@@ -45,6 +45,7 @@ async def connect(
     bootstrap: Sequence[str] = (),
     activations: str = "int8",
     exact: bool = False,
+    push: str = "auto",
     patience: float = 60.0,
     allow_servers: Sequence[str] = (),
     identity: str | None = None,
@@ -61,6 +62,7 @@ async def connect(
             last time are tried.
         activations: how hidden states travel: ``int8``, ``bf16``, ``fp16`` or ``fp32``.
         exact: use only servers of one exact numerics class.
+        push: servers send outputs straight to the next hop: ``on``, ``off`` (through us), or ``auto``.
         patience: seconds to wait for blocks that nobody serves.
         allow_servers: only these peer ids may serve; empty: anybody.
         identity: key file of this peer, made when missing; None: a fresh identity.
@@ -77,8 +79,15 @@ async def connect(
     base = preset(config)
     if activations not in CODECS:
         raise UserError(f"activations {activations!r} do not exist; choose one of {', '.join(CODECS)}")
+    if push not in ("auto", "on", "off"):
+        raise UserError(f"push {push!r}: choose auto, on or off")
     client = replace(
-        base.client, activations=activations, exact=exact, patience_s=patience, allow_servers=tuple(allow_servers)
+        base.client,
+        activations=activations,
+        exact=exact,
+        push=push,
+        patience_s=patience,
+        allow_servers=tuple(allow_servers),
     )
     settings = replace(base, client=client)
     options = WorldOptions(bootstrap=bootstrap, identity=identity, cache_dir=cache_dir, threads=threads)

@@ -142,6 +142,12 @@ def add_client(parser: argparse.ArgumentParser) -> None:
         help="use only servers whose results do not depend on batching; activations stay as chosen",
     )
     group.add_argument(
+        "--push",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="servers send outputs straight to the next hop, or everything through this client (default: auto)",
+    )
+    group.add_argument(
         "--patience",
         type=SECONDS,
         default=60.0,

@@ -36,6 +36,7 @@ def client_options(args: argparse.Namespace) -> dict[str, Any]:
         "bootstrap": args.bootstrap,
         "activations": args.activations,
         "exact": args.exact,
+        "push": args.push,
         "patience": args.patience,
         "allow_servers": args.allow_server,
         "identity": args.identity,
