@@ -5,6 +5,9 @@ links have a one-way delay of 5 ms, compute takes the virtual time that its pass
 two failures both servers of a chain of two are killed at the same moment. Replay is compared with a plain prefill of
 as many tokens through as many blocks, in the same chunks.
 
+Pushes: a chain of three toy servers, 50 ms between all parties, in virtual time; pushed, a step takes one delay more
+than there are hops, relayed two for each hop.
+
 The failure table is explained in benchmarks/failure_table.py, the history's size in benchmarks/history.py.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -40,6 +44,7 @@ from p2pllm.types import Cost, Numerics, Span
 from sim.compute import SimCompute
 from sim.run import run
 from sim.swarm import SimClient, SimSwarm, open_swarm
+from sim.toy import ToyModel
 
 T = TypeVar("T")
 
@@ -48,6 +53,10 @@ LATENCY_S = 0.005
 CONTEXTS = (64, 256, 1024, 4096)
 WARM_STEPS = 3
 REPLAY_GOAL = 0.9
+PUSH_HOPS = 3
+PUSH_DELAY_S = 0.05
+PUSH_PASS_S = 0.01
+PUSH_GOAL = 0.95
 REPEATED_TOKENS = 4096
 """Shorter contexts are measured so often that they make up as many tokens, at most five times."""
 
@@ -142,21 +151,29 @@ async def lose(blocks: RealBlocks, hops: int, failures: int, context: int) -> di
 
 
 class Replays:
-    """Listens in on replays."""
+    """Listens in on replays, which may overlap."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
         self.tokens = 0
+        self._began_s = math.inf
+        self._ended_s = 0.0
         self._inner = inner = Failover.replay
 
         async def replay(failover: Failover, legs: Sequence[Leg], rows: Rows) -> int:
             began = trio.current_time()
             tokens = await inner(failover, legs, rows)
-            self.seconds += trio.current_time() - began
-            self.tokens += tokens
+            if tokens:
+                self._began_s = min(self._began_s, began)
+                self._ended_s = trio.current_time()
+                self.tokens += tokens
             return tokens
 
         setattr(Failover, "replay", replay)  # noqa: B010 - mypy knows that it is a method
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning of the first to the end of the last."""
+        return self._ended_s - self._began_s
 
     def stop(self) -> None:
         setattr(Failover, "replay", self._inner)  # noqa: B010
@@ -207,12 +224,41 @@ def recovery(folder: Path, contexts: Sequence[int]) -> list[dict[str, Any]]:
     return rows
 
 
+async def steps_per_s(push: str) -> float:
+    """Of a chain of ``PUSH_HOPS``, pushed or relayed."""
+    base = Config()
+    settings = replace(base, client=replace(base.client, push=push, activations="fp32"))
+    spans = [(hop, hop + 1) for hop in range(PUSH_HOPS)]
+    opening = open_swarm(ToyModel(PUSH_HOPS), spans, settings, latency_s=PUSH_DELAY_S, pass_s=PUSH_PASS_S)
+    async with opening as swarm, swarm.client() as client:
+        result = await client.model.generate([[1, 2, 3]], max_new_tokens=100, ignore_eos=True)
+        return result.steps_per_s
+
+
+def pushes() -> list[dict[str, Any]]:
+    """Push against relay, beside the sum of the delays and of what is computed on the way."""
+    rows = []
+    for name, push, delays in (("pushed", "on", PUSH_HOPS + 1), ("relayed", "off", 2 * PUSH_HOPS)):
+        expected_s = delays * PUSH_DELAY_S + (PUSH_HOPS + 1) * PUSH_PASS_S  # the client's ends are a pass, too
+        rate = run(lambda: steps_per_s(push))  # noqa: B023 - runs here
+        rows.append(
+            {
+                "hops": name,
+                "one-way delays": delays,
+                "steps/s": rate,
+                "by sum": 1 / expected_s,
+                "of sum": rate * expected_s,
+            }
+        )
+    return rows
+
+
 def main() -> None:
     """Measure and report."""
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="runs per cell of the failure table (default: 20)")
     parser.add_argument("--contexts", type=int, nargs="+", default=list(CONTEXTS))
-    parser.add_argument("--only", choices=("recovery", "table", "history"), help="a part of it")
+    parser.add_argument("--only", choices=("recovery", "pushes", "table", "history"), help="a part of it")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("p2pllm").setLevel(logging.ERROR)  # failures are expected here
@@ -228,6 +274,11 @@ def main() -> None:
             results["recovery"] = recovery(Path(folder), args.contexts)
         note = f"goal: replay at least {REPLAY_GOAL:.0%} of a plain prefill; a reset is noticed after {LATENCY_S} s"
         show("Recovery from killed servers", results["recovery"], note)
+    if args.only in (None, "pushes"):
+        results["pushes"] = pushes()
+        show(
+            "Pushed and relayed hops, 50 ms between all parties", results["pushes"], f"goal: {PUSH_GOAL:.0%} of the sum"
+        )
     if args.only in (None, "table"):
         results["table"] = failure_table.measure(args.seeds)
         failure_table.report(results["table"])
