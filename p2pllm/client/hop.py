@@ -131,6 +131,15 @@ class HopSession(Talk):
         finally:
             self._sending.release()
 
+    async def watch(self) -> None:
+        """Wait for whatever goes wrong while nothing is under way; cancel it when something is.
+
+        Raises:
+            PeerLost, RemoteProtocolError, RemoteFault, Unpushed: as ``receive``.
+        """
+        while True:
+            await self._until(Answered, math.inf)
+
     async def receive(self, *, mend: bool = True) -> Packed:
         """The answer to the oldest step whose answer was not fetched yet.
 

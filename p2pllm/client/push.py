@@ -206,6 +206,8 @@ class _Wave:
         self._end = end
         self._live = live
         self._changed = trio.Event()
+        self._idle = [trio.CancelScope() for _ in self._legs]
+        """Waits for word from servers that owe us nothing."""
 
     async def run(self, entries: Sequence[Entry], source: Source, sink: Sink) -> None:
         """Bring the step through.
@@ -247,6 +249,8 @@ class _Wave:
         segment = self._legs[index:stop]
         while any(len(leg.due) >= LAG_MAX for leg in segment):
             await self._changed.wait()
+        for number in range(index, stop):
+            self._idle[number].cancel()
         tail = entry.tail if segment[-1].span.end == self._end else ALL
         try:
             for leg in segment:
@@ -264,9 +268,12 @@ class _Wave:
         leg = self._legs[index]
         border = leg.span.end
         while True:
-            while not leg.due:
-                await self._changed.wait()
             try:
+                if not leg.due:
+                    # Nothing is awaited from it, but what it pushed may never have arrived: hear of its end.
+                    with trio.CancelScope() as self._idle[index]:
+                        await leg.hop.watch()
+                    continue
                 entry, packed = await leg.receive(mend=False)
             except HOP_ERRORS as exc:
                 raise self._trouble(index, exc) from None
