@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+import trio
 
 from p2pllm.client.beams import BeamSearch
 from p2pllm.client.generate import Generation
@@ -178,3 +179,23 @@ def test_a_search_ends_when_nothing_better_can_come():
     assert search.over
     assert search.best.ids == (0,)
     assert search.best.score == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize("moment", [0.3, 0.75, 1.1])
+@pytest.mark.parametrize("victim", [0, 1])
+async def test_beams_survive_the_loss_of_a_server(theirs, victim, moment):
+    """The history knows which row continues which."""
+    async with open_swarm((0, 3), (3, 6), (0, 3), (3, 6)) as swarm:
+        options = {"num_beams": 4, "max_new_tokens": 12}
+        expected = [beams_of_transformers(theirs, prompt, **options) for prompt in PROMPTS]
+        search = generation(swarm, PROMPTS, **options)
+
+        async def strike():
+            await trio.sleep(moment)
+            lost = search._session.route[victim].peer_id
+            swarm.world.kill(next(member.name for member in swarm.members if member.peer == lost))
+
+        swarm.world.nursery.start_soon(strike)
+        result = await search.run()
+        assert [list(ids) for ids in result.new_ids] == expected
+        assert result.recoveries == 1
