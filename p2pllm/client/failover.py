@@ -66,6 +66,7 @@ class Failover:
         self.tried = 0
         """Servers that failed before they held anything of ours."""
         self._context = context
+        self._look_at = trio.current_time() + context.config.client.reroute_interval_s
         self.chain = chain
         self.history = history
 
@@ -164,17 +165,24 @@ class Failover:
 
     async def _plan(self, span: Span, deadline: float) -> Plan:
         """A chain for ``span``: through servers that hold nothing of ours yet, where there are any."""
-        terms, client, legs = self.chain.terms, self._context.config.client, self.chain.legs
-        wish = Wish(
-            span, cache_tokens=terms.rows * terms.max_length, exact=client.exact, numerics=terms.numerics,
-            push=client.push != "off", avoid=self.chain.peers,
+        legs = self.chain.legs
+        wish = replace(
+            self._wish(span),
+            avoid=self.chain.peers,
             before=next((leg.place.peer_id for leg in legs if leg.span.end == span.start), None),
             after=next((leg.place.peer_id for leg in legs if leg.span.start == span.end), None),
-        )  # fmt: skip
+        )
         try:
             return self._context.planner.plan(wish)
         except CoverageError:
             return await self._context.planner.wait_plan(replace(wish, avoid=frozenset()), deadline)
+
+    def _wish(self, span: Span) -> Wish:
+        terms, client = self.chain.terms, self._context.config.client
+        return Wish(
+            span, cache_tokens=terms.rows * terms.max_length, exact=client.exact, numerics=terms.numerics,
+            push=client.push != "off",
+        )  # fmt: skip
 
     async def _give_up(self, legs: Sequence[Leg]) -> None:
         await close_all(legs)
@@ -183,6 +191,20 @@ class Failover:
     def _deadline(self) -> float:
         client = self._context.config.client
         return trio.current_time() + max(client.patience_s, client.gap_grace_s)
+
+    def better(self) -> Plan | None:
+        """A chain that is clearly worth moving to; looked for now and then, when all is well."""
+        now, client = trio.current_time(), self._context.config.client
+        if now < self._look_at:
+            return None
+        self._look_at = now + client.reroute_interval_s
+        if not all(leg.ready for leg in self.chain.legs):
+            return None
+        position = max(lengths(self.history.rows))
+        hops = [leg.place for leg in self.chain.legs]
+        wish = self._wish(self._context.whole)
+        remaining = self.chain.terms.max_length - position
+        return self._context.planner.better(hops, wish, position=position, remaining=remaining)
 
     async def reroute(self, plan: Plan) -> bool:
         """Move to the chain of ``plan``, between steps; whether it worked. If not, nothing has changed.

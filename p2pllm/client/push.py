@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 import trio
@@ -162,6 +163,10 @@ class Pusher:
                 leg.doubt = PeerLost("it ended the session")
         await self._rewire([False] * (len(self._chain.legs) - 1))
         now = {entry.number for entry in entries}
+        # What a failed step asked of servers that are gone is nobody's business; the others have to get it done.
+        for leg in self._chain.legs:
+            if leg.lost is not None or leg.doubt is not None:
+                leg.due = deque(entry for entry in leg.due if entry.number not in self._history.void)
         waiting = {entry.number: entry for leg in self._chain.legs for entry in leg.due}
         waiting.update((entry.number, entry) for entry in entries)
 
@@ -180,6 +185,7 @@ class Pusher:
             except BaseExceptionGroup as group:
                 raise first_of(group) from None
         await self._flow().finish(ordered, source, sink_now, taken)
+        self._history.void.clear()
 
 
 async def _nothing(chunk: Chunk) -> Packed:

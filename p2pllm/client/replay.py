@@ -238,6 +238,8 @@ class History:
         """Number of the next entry."""
         self.tokens = 0
         """Number of the next token."""
+        self.void: set[int] = set()
+        """Entries of steps that failed, as long as some server may still be due to answer them."""
         self._hidden = hidden
         self._held = 0
         self._lanes: dict[int, _Lane] = {}
@@ -334,6 +336,7 @@ class History:
         """A history of its own for a session that stands where this one does."""
         other = History.__new__(History)
         other.rows, other.entries, other.tokens = self.rows, self.entries, self.tokens
+        other.void = set()
         other._hidden, other._held, other._closed = self._hidden, self._held, False
         other._lanes = {border: lane.copy() for border, lane in self._lanes.items()}
         other._shelf = self._shelf

@@ -267,15 +267,21 @@ class Session:
             StorageError: the history does not fit into memory, nor onto the disk.
         """
         live = self._usable(counts, sources)
-        history = live.history
+        history, first = live.history, live.history.entries
         chunks = cut(counts, self._context.config.client.prefill_chunk_tokens, tail)
         self._stepping = True
         try:
             await history.tidy()
+            if (plan := live.better()) is not None:
+                await Pusher(self._context, live).calm()
+                await live.reroute(plan)
             entries = entries_of(chunks, history.rows, sources, number=history.entries, token=history.tokens)
             history.number(entries)
             await Pusher(self._context, live).run(entries, source, sink)
             history.rows = entries[-1].after
+        except BaseException:
+            history.void.update(range(first, history.entries))
+            raise
         finally:
             self._stepping = False
 

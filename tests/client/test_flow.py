@@ -53,6 +53,9 @@ class FakeHop:
     def abandon(self):
         self.abandoned = True
 
+    async def revive(self):
+        await trio.sleep(0.001)
+
 
 class Mender:
     """Replaces a broken leg by ``spares``, which hold whatever is asked for."""

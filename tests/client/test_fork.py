@@ -127,3 +127,26 @@ async def test_a_move_that_fails_changes_nothing(push, moment):
 async def kill_later(world, name, seconds):
     await trio.sleep(seconds)
     world.kill(name)
+
+
+@pytest.mark.parametrize("push", ["off", "on"])
+async def test_a_clearly_better_chain_is_moved_to_by_itself(push):
+    async with open_swarm((0, 3), (3, 6), latency_s=0.2) as swarm:
+        context = swarm.context(client(push))
+        session = Session(context, max_length=200)
+        fed = []
+        await step(session, swarm.reference, fed, *IDS)
+        swarm.add_server("best", Span(0, 6))
+        swarm.world.set_latency("client", "best", 0.01)
+        context.peers.pinged(swarm.members[-1].peer, 0.02, trio.current_time())
+        swarm.members[-1].announcement = replace(
+            swarm.members[-1].announcement,
+            throughput=replace(swarm.members[-1].announcement.throughput, inference=900.0),
+        )
+        for token in range(60):
+            await step(session, swarm.reference, fed, token)
+            await trio.sleep(0.2)
+        assert session.route == chain(swarm, ("best", 0, 6)).hops
+        assert session.recoveries == 0
+        assert [len(server.sessions) for server in swarm.members] == [0, 0, 1]
+        await session.aclose()
