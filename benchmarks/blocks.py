@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.common import Shape, arguments, save, show, spread
-from p2pllm.model.config import ModelConfig, block_tensors, parse_config
+from benchmarks.common import Shape, arguments, llama_config, save, show, spread
+from p2pllm.model.config import block_tensors, parse_config
 from p2pllm.model.exact import check_exact
 from p2pllm.model.product import Product
 from p2pllm.model.span import Segment, SpanModel
@@ -29,25 +29,9 @@ PAGE = 16
 BANDWIDTH_BYTES = 256 << 20
 
 
-def config_of(shape: Shape) -> ModelConfig:
-    """A Llama of this shape."""
-    return parse_config(
-        {
-            "model_type": "llama",
-            "hidden_size": shape.hidden,
-            "num_hidden_layers": shape.blocks,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-            "intermediate_size": shape.intermediate,
-            "vocab_size": shape.vocab,
-            "max_position_embeddings": 4096,
-        }
-    )
-
-
 def random_span(shape: Shape, dtype: str = "float32") -> SpanModel:
     """All blocks of a random model of this shape."""
-    config = config_of(shape)
+    config = parse_config(llama_config(shape))
     generator = torch.Generator().manual_seed(0)
     specs = {spec.name: spec for block in range(shape.blocks) for spec in block_tensors(config, block).values()}
 
@@ -155,7 +139,7 @@ def prefill_rows(model: SpanModel, counts: tuple[int, ...]) -> list[dict[str, An
 
 def layout_rows(shape: Shape, reader: Reader) -> list[dict[str, Any]]:
     """The weights of all blocks, one row: torch's row-major product against ours."""
-    config = config_of(shape)
+    config = parse_config(llama_config(shape))
     kv = 2 * config.num_kv_heads * config.head_dim
     sizes = [(shape.hidden + kv, shape.hidden), (shape.hidden, shape.hidden)]
     sizes += [(2 * shape.intermediate, shape.hidden), (shape.hidden, shape.intermediate)]

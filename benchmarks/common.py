@@ -79,6 +79,26 @@ class Shape:
     vocab: int = 4096
 
 
+def llama_config(shape: Shape) -> dict[str, Any]:
+    """``config.json`` of a Llama of this shape."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.blocks,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocab,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
+
+
 def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> Path:
     """A random fp32 checkpoint in Hugging Face layout, without tokenizer."""
     import torch
@@ -110,21 +130,6 @@ def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> Path:
         }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.blocks,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "intermediate_size": shape.intermediate,
-        "vocab_size": shape.vocab,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-    }
+    config = llama_config(shape)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     return folder

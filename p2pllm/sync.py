@@ -15,69 +15,35 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from p2pllm import api
+from p2pllm.client.facade import ModelFacade, SessionFacade, inner
 from p2pllm.client.portal import Portal
 
 if TYPE_CHECKING:
     import torch
 
-    from p2pllm.api import GenerateResult, Hop, Inputs, Piece, RemoteModel, Session
+    from p2pllm.api import GenerateResult, Inputs, Piece
 
 __all__ = ["Model", "Node", "SyncSession", "connect"]
 
 
-class SyncSession:
+class SyncSession(SessionFacade):
     """A session, step by step; made by ``Model.session``."""
-
-    def __init__(self, portal: Portal, session: Session) -> None:
-        self._portal = portal
-        self._session = session
 
     def step(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Feed new tokens [B, n] (int64); returns logits [B, n, vocab] (float32)."""
         return self._portal.call(self._session.step, input_ids)
 
-    @property
-    def position(self) -> int:
-        """Tokens that every row has in the caches."""
-        return self._session.position
 
-    @position.setter
-    def position(self, value: int) -> None:
-        self._session.position = value
-
-    @property
-    def route(self) -> tuple[Hop, ...]:
-        """Who serves which blocks of this session."""
-        return self._session.route
-
-    @property
-    def recoveries(self) -> int:
-        """How many failures this session has survived."""
-        return self._session.recoveries
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with the session itself in place of its facade."""
-    session = options.get("session")
-    return options | {"session": session._session} if isinstance(session, SyncSession) else options
-
-
-class Model:
+class Model(ModelFacade):
     """A model of the swarm; made by ``connect``."""
-
-    def __init__(self, portal: Portal, model: RemoteModel) -> None:
-        self._portal = portal
-        self._model = model
-        self.tokenizer = model.tokenizer
-        self.max_positions = model.max_positions
 
     def generate(self, inputs: Inputs, **options: Any) -> GenerateResult:
         """As ``RemoteModel.generate``."""
-        return self._portal.call(self._model.generate, inputs, **_plain(options))
+        return self._portal.call(self._model.generate, inputs, **inner(options))
 
     def stream(self, inputs: Inputs, **options: Any) -> Iterator[Piece]:
         """As ``RemoteModel.stream``; leaving the loop early stops the generation."""
-        return self._portal.iterate(lambda: self._model.stream(inputs, **_plain(options)))
+        return self._portal.iterate(lambda: self._model.stream(inputs, **inner(options)))
 
     def forward(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
         """Token ids [B, S] (int64) to logits [B, S, vocab] (float32)."""
@@ -91,14 +57,6 @@ class Model:
             yield SyncSession(self._portal, held.value)
         finally:
             held.close()
-
-    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, S] to hidden states [B, S, H]: the client's own end, plain torch."""
-        return self._model.embed(input_ids)
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states [B, S, H] to logits [B, S, vocab]: the client's own end, plain torch."""
-        return self._model.head(hidden)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ TESTED_ELSEWHERE = {
     "p2pllm/cli/generate.py": "tests/swarm/test_processes.py",
     "p2pllm/cli/node.py": "tests/swarm/test_processes.py",
     "p2pllm/cli/status.py": "tests/swarm/test_processes.py",
+    "p2pllm/client/facade.py": "tests/swarm/test_facades.py",
     "p2pllm/node/look.py": "tests/swarm/test_processes.py",
     "p2pllm/node/measuring.py": "tests/swarm/test_processes.py",
 }

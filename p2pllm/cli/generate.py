@@ -25,7 +25,7 @@ async def _generate(args: argparse.Namespace) -> None:
             inputs = args.prompt if model.tokenizer is not None else _ids(args.prompt)
             show(args.prompt)
             try:
-                async with model.stream(inputs, **sampling_options(args)) as pieces:
+                async with model.stream(inputs, num_beams=args.num_beams, **sampling_options(args)) as pieces:
                     async for piece in pieces:
                         show(piece.text if model.tokenizer is not None else "".join(f",{i}" for i in piece.ids))
             finally:

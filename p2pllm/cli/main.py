@@ -82,6 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of streaming text"
     )
+    generate.add_argument(
+        "--num-beams", type=options.COUNT, default=1, metavar="K", help="search with K beams; the text comes at the end"
+    )
     chat = command("chat", "talk with a model, turn by turn")
     for sub in (generate, chat):
         options.add_sampling(sub)
