@@ -52,6 +52,7 @@ class Case:
     activations: str = "fp32"
     seed: int = 0
     new_tokens: int = NEW_TOKENS
+    prompt: tuple[int, ...] = PROMPT
     pass_s: float = 0.0
 
     def command(self) -> str:
@@ -124,7 +125,7 @@ async def _play(case: Case, model: Blocks) -> Outcome:
         began = trio.current_time()
         with trio.move_on_after(TOO_LONG_S) as patience:
             try:
-                generation = client.model.stream([list(PROMPT)], max_new_tokens=case.new_tokens)
+                generation = client.model.stream([list(case.prompt)], max_new_tokens=case.new_tokens)
                 async for piece in generation:
                     tokens += piece.ids
                 recoveries = generation.result().recoveries

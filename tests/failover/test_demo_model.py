@@ -14,9 +14,10 @@ from p2pllm.model.checkpoint import Checkpoint
 from p2pllm.model.ends import Ends
 from p2pllm.model.exact import check_exact, numerics
 from p2pllm.model.span import SpanModel
+from p2pllm.model.tokenizer import load_tokenizer
 from p2pllm.node.reference import Reference
 from p2pllm.types import Span
-from sim.failover import NEW_TOKENS, PROMPT, Case, Outcome, play
+from sim.failover import NEW_TOKENS, Case, Outcome, play
 from sim.faults import Mishap
 from tests.failover.verdicts import MODE_NAMES, MODES, check_all, every_fault
 
@@ -56,10 +57,13 @@ def test_a_sample_of_all_faults(demo: DemoBlocks, push: bool) -> None:
     def player(case: Case) -> Outcome:
         return play(case, demo)
 
-    case = Case(push=push, spans=SPANS, activations="int8")
+    tokenizer = load_tokenizer(demo.checkpoint.source)
+    assert tokenizer is not None
+    prompt = tuple(tokenizer.encode("Once upon a time there was a brave knight"))
+    case = Case(push=push, spans=SPANS, activations="int8", prompt=prompt)
     run = player(case)
     assert run.error is None
-    reference = Reference(demo.checkpoint).greedy(PROMPT, NEW_TOKENS, BORDERS, "int8")
+    reference = Reference(demo.checkpoint).greedy(prompt, NEW_TOKENS, BORDERS, "int8")
     assert list(run.tokens) == reference
     every = [other for mishap in Mishap for other in every_fault(run, case, mishap)]
     check_all(random.Random(2312).sample(every, SAMPLE), run, player)
