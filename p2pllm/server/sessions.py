@@ -137,6 +137,9 @@ class Sessions:
 
     def deliver_pushed(self, channel: Channel, message: Step, payload: Payload) -> None:
         """A step that another server pushes to us."""
+        if self._shut:
+            channel.abort()
+            return
         hosted = self._sessions.get(message.session)
         if hosted is None:
             channel.post(no_session(message))
