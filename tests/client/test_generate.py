@@ -8,11 +8,10 @@ import torch
 import trio
 from tokenizers import decoders, models, pre_tokenizers
 
-from p2pllm.client.context import HopLost
 from p2pllm.client.generate import Generation
 from p2pllm.client.inputs import prompts_of
 from p2pllm.client.options import GenerateOptions
-from p2pllm.errors import LocalProtocolError, SwarmError, UserError
+from p2pllm.errors import CoverageError, LocalProtocolError, SwarmError, UserError
 from p2pllm.model.tokenizer import Tokenizer
 from tests.client.harness import CONFIG, open_swarm, reference
 
@@ -196,8 +195,9 @@ async def test_a_lost_server_ends_the_generation_with_one_line():
         for _ in range(9):
             await anext(pieces)
         swarm.world.kill("s0")
-        with pytest.raises(HopLost, match=r"server \w+ \(blocks 0-2\) was lost"):
+        with pytest.raises(CoverageError, match=r"server \w+ \(blocks 0-2\) was lost") as caught:
             [piece async for piece in pieces]
+        assert caught.value.missing == (0, 1, 2)
         assert len(swarm.members[1].sessions) == 0
 
 
