@@ -79,7 +79,7 @@ class Planner:
                 text = f"{blocks} are served only by servers that failed, or were full, just now"
                 raise CoverageError(text, gap.missing) from None
             if wish.avoid:
-                text = f"nobody else serves {name_blocks(gap.missing)} of {wish.span.end}"
+                text = f"nobody else serves {name_blocks(gap.missing)}"
                 raise CoverageError(text, gap.missing) from None
             if self._config.allow_servers:
                 raise CoverageError(f"{gap}, as far as servers are allowed", gap.missing) from None
