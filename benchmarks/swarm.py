@@ -28,6 +28,7 @@ from benchmarks.blocks import Reader
 from benchmarks.common import Shape, arguments, save, show, spread, write_checkpoint
 from p2pllm.api import RemoteModel
 from p2pllm.client.edge import Packed, pack, unpack
+from p2pllm.config import ClientConfig
 from p2pllm.local.compute import ThreadCompute, open_compute
 from p2pllm.local.storage import DiskStorage
 from p2pllm.model.checkpoint import Checkpoint
@@ -43,6 +44,7 @@ from p2pllm.wire.messages import Answer, Step
 SHAPE = Shape()
 SPANS = [(0, 4), (4, 8)]
 CONTEXT = 64
+CHUNK = ClientConfig().prefill_chunk_tokens
 COST = Cost(WorkKind.CLIENT, tokens=1)
 
 
@@ -113,10 +115,10 @@ class Recorder:
         peers = model._context.peers
         inner = peers.answered
 
-        def answered(peer: PeerId, *, wall_s: float, compute_s: float, blocks: int) -> None:
+        def answered(peer: PeerId, *, wall_s: float, compute_s: float, **more: Any) -> None:
             samples.hop.append(wall_s - compute_s)
             samples.compute.append(compute_s)
-            inner(peer, wall_s=wall_s, compute_s=compute_s, blocks=blocks)
+            inner(peer, wall_s=wall_s, compute_s=compute_s, **more)
 
         peers.answered = answered  # type: ignore[method-assign]
 
@@ -142,6 +144,18 @@ async def hops(model: RemoteModel, bare: BareChain, rounds: int, steps: int) -> 
     return ours, theirs
 
 
+async def pushed_steps(model: RemoteModel, steps: int) -> list[float]:
+    """Seconds of steps whose hidden states go straight from server to server."""
+    token, times = torch.tensor([[1]]), []
+    async with model.session(max_length=CONTEXT + steps, rows=1) as session:
+        await session.step(token.expand(1, CONTEXT))
+        for _ in range(steps):
+            begun = time.perf_counter()
+            await session.step(token)
+            times.append(time.perf_counter() - begun)
+    return times[len(times) // 8 :]
+
+
 def alone(model: SpanModel, steps: int, reader: Reader) -> list[float]:
     """Wall seconds of single tokens through all blocks in this process."""
     pages = tuple(range(-(-(CONTEXT + steps) // 16)))
@@ -161,16 +175,23 @@ def alone(model: SpanModel, steps: int, reader: Reader) -> list[float]:
 def alone_batches(model: SpanModel, ends: Ends) -> dict[str, float]:
     """Tokens per second of one process: a prefill of 1,024 tokens, and sequences of 64 x 128 to logits."""
     ids = torch.randint(SHAPE.vocab, (8192,))
-    arena = model.arena(1024)
-    begun = time.perf_counter()
-    hidden = model.run(ends.embed(ids[:1024]), [Segment(1024, 0, tuple(range(arena.pages)))], arena)
-    ends.head(hidden[-1:])
-    prefill = 1024 / (time.perf_counter() - begun)
+    found = {f"prefill in chunks of {CHUNK}": CHUNK, "prefill in one pass": 1024}
+    rates = {name: _prefill(model, ends, ids[:1024], chunk) for name, chunk in found.items()}
     begun = time.perf_counter()
     for first in range(0, 64, 4):  # passes of 512 tokens, as a server's are
         part = ends.embed(ids[first * 128 : (first + 4) * 128])
         ends.head(model.run(part, [Segment(128, 0, None)] * 4))
-    return {"prefill": prefill, "forward": 8192 / (time.perf_counter() - begun)}
+    return {**rates, "forward": 8192 / (time.perf_counter() - begun)}
+
+
+def _prefill(model: SpanModel, ends: Ends, ids: torch.Tensor, chunk: int) -> float:
+    arena = model.arena(len(ids))
+    pages = tuple(range(arena.pages))
+    begun = time.perf_counter()
+    for first in range(0, len(ids), chunk):
+        hidden = model.run(ends.embed(ids[first : first + chunk]), [Segment(chunk, first, pages)], arena)
+    ends.head(hidden[-1:])
+    return len(ids) / (time.perf_counter() - begun)
 
 
 async def swarm_batches(model: RemoteModel) -> dict[str, float]:
@@ -182,7 +203,8 @@ async def swarm_batches(model: RemoteModel) -> dict[str, float]:
         prefill = 1024 / (time.perf_counter() - begun)
     begun = time.perf_counter()
     await model.forward(ids)
-    return {"prefill": prefill, "forward": ids.numel() / (time.perf_counter() - begun)}
+    forward = ids.numel() / (time.perf_counter() - begun)
+    return {f"prefill in chunks of {CHUNK}": prefill, "prefill in one pass": prefill, "forward": forward}
 
 
 def pieces(ends: Ends) -> dict[str, float]:
@@ -217,15 +239,16 @@ async def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
     one: list[float] = []
     exact: list[float] = []
     batches: list[tuple[dict[str, float], dict[str, float]]] = []
+    how: dict[str, Any] = {"config": "local", "threads": 1, "cache_dir": str(folder / "cache")}
     async with (
         open_compute(setup=lambda _: torch.set_num_threads(1)) as compute,
         open_local_swarm(str(folder), SPANS, flags=["--threads", "1"]) as swarm,
-        p2pllm.connect(
-            str(folder), bootstrap=swarm.bootstrap, config="local", threads=1, cache_dir=str(folder / "cache")
-        ) as model,
+        p2pllm.connect(str(folder), bootstrap=swarm.bootstrap, push="off", **how) as relaying,
+        p2pllm.connect(str(folder), bootstrap=swarm.bootstrap, push="auto", **how) as model,
         bare_chain(folder, ends, compute) as bare,
     ):
-        ours, theirs = await hops(model, bare, rounds, steps)
+        ours, theirs = await hops(relaying, bare, rounds, steps)
+        pushed = await pushed_steps(model, rounds * steps)
         await swarm_batches(model)  # warms up
         for _ in range(3):
             one += alone(whole, 48, reader)
@@ -238,13 +261,14 @@ async def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
         "one": spread(one),
         "one_exact": spread(exact) if exact else None,
         "swarm": {name: spread(values) for name, values in vars(ours).items()},
+        "pushed": spread(pushed),
         "bare": {name: spread(values) for name, values in vars(theirs).items()},
         "batches": {
             name: {
                 "swarm": statistics.median(s[name] for s, _ in batches),
                 "one": statistics.median(o[name] for _, o in batches),
             }
-            for name in ("prefill", "forward")
+            for name in batches[0][0]
         },
         "pieces_us": pieces(ends),
     }
@@ -267,8 +291,11 @@ def report(found: dict[str, Any]) -> None:
         rows.append(
             {"what": "one process, exact mode", "ms p50": 1e3 * slow, "steps/s": 1 / slow, "of bound": bound / slow}
         )
-    for name, samples in (("swarm of 2 servers, libp2p", swarm), ("2 bare processes, TCP", bare)):
-        step = samples["step"]["p50"]
+    for name, step in (
+        ("swarm of 2 servers, relayed", swarm["step"]["p50"]),
+        ("swarm of 2 servers, pushed", found["pushed"]["p50"]),
+        ("2 bare processes, TCP, relayed", bare["step"]["p50"]),
+    ):
         rows.append({"what": name, "ms p50": 1e3 * step, "steps/s": 1 / step, "of bound": bound / step})
     show(
         "Steps (limit: one process >= 0.35 of the bound)",
@@ -302,7 +329,11 @@ def report(found: dict[str, Any]) -> None:
         }
         for name, pair in found["batches"].items()
     ]
-    show("Prefill of 1,024 and forward of 64 x 128 (limit: ratio >= 1.5)", rows)
+    show(
+        "Prefill of 1,024 and forward of 64 x 128 (limit: ratio >= 1.5)",
+        rows,
+        "the swarm takes chunks; one process both ways",
+    )
 
 
 def main() -> None:
