@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
+import itertools
 import logging
+import multiprocessing
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +33,8 @@ SLACK_S = dict.fromkeys(Mishap, 2.0) | {
     Mishap.FREEZE: 20.0,
 }
 """How much longer a generation may take, in virtual seconds."""
+MANY = 40
+"""Cases that are worth waking other processes for."""
 SHOWN = 5
 """Failing cases that are told in full."""
 
@@ -84,16 +91,31 @@ def wrong_with(case: Case, outcome: Outcome, clean: Outcome) -> str:
 
 
 def check_all(cases: Iterable[Case], clean: Outcome, player: Player = play) -> int:
-    """Play cases and fail with the lines that repeat those that went wrong; how many were played."""
-    played, wrong = 0, []
+    """Play cases and fail with the lines that repeat those that went wrong; how many were played.
+
+    Cases know nothing of each other, so many of them are played on all cores.
+    """
+    listed = list(cases)
+    if player is play and len(listed) >= MANY:
+        found = list(_players().map(_judge, listed, itertools.repeat(clean), chunksize=4))
+    else:
+        with quiet():
+            found = [wrong_with(case, player(case), clean) for case in listed]
+    wrong = [f"{case.command()}\n    {problem}" for case, problem in zip(listed, found, strict=True) if problem]
+    assert not wrong, f"{len(wrong)} of {len(listed)} cases, such as:\n" + "\n".join(wrong[:SHOWN])
+    return len(listed)
+
+
+@functools.cache
+def _players() -> concurrent.futures.ProcessPoolExecutor:
+    """Fresh processes, one for each core, for the rest of the run."""
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=context)
+
+
+def _judge(case: Case, clean: Outcome) -> str:
     with quiet():
-        for case in cases:
-            played += 1
-            problem = wrong_with(case, player(case), clean)
-            if problem:
-                wrong.append(f"{case.command()}\n    {problem}")
-    assert not wrong, f"{len(wrong)} of {played} cases, such as:\n" + "\n".join(wrong[:SHOWN])
-    return played
+        return wrong_with(case, play(case), clean)
 
 
 @contextmanager
