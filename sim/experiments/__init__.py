@@ -1,0 +1,1 @@
+"""One module per kind of experiment, each with ``KIND``; ``sim.kinds`` names them."""
