@@ -25,6 +25,7 @@ from p2pllm.node.serving import open_directory, open_server
 from p2pllm.node.using import load_share, open_client, unwrapped
 from p2pllm.node.world import World, WorldOptions, open_world
 from p2pllm.server.service import Plan
+from p2pllm.server.weights import CheckpointWeights
 from p2pllm.types import PeerId, Span
 from p2pllm.wire.tensor import CODECS
 
@@ -208,7 +209,7 @@ class Node:
             progress=self._progress,
         )
         server = await stack.enter_async_context(
-            open_server(world.ports, self._settings, directory, opened.checkpoint, plan)
+            open_server(world.ports, self._settings, directory, CheckpointWeights(opened.checkpoint), plan)
         )
         self.peer_id, self.addrs, self.span = me, world.ports.network.addrs, server.span
 

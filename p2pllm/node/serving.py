@@ -16,7 +16,8 @@ from p2pllm.config import Config
 from p2pllm.dht.service import Directory
 from p2pllm.node.members import Members, MembersFile
 from p2pllm.ports import Ports
-from p2pllm.server.service import Plan, Server, Weights
+from p2pllm.server.service import Plan, Server
+from p2pllm.server.weights import Weights
 from p2pllm.types import ModelId, Span
 
 if TYPE_CHECKING:

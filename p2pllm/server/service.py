@@ -4,7 +4,7 @@ Invariants: what it announces is what it does: JOINING while it loads, ONLINE on
 the moment that it takes no new session, OFFLINE as its last word, also when it is cancelled. Leaving is bounded. The
 constructor starts nothing.
 
-    server = Server(ports, config, directory, checkpoint, model)
+    server = Server(ports, config, directory, CheckpointWeights(checkpoint), plan)
     await nursery.start(server.run)     # returns when it serves
     server.stop()                       # and ``run`` returns when it has left
 """
@@ -12,11 +12,10 @@ constructor starts nothing.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import trio
@@ -25,9 +24,7 @@ from p2pllm.config import Config
 from p2pllm.dht.record import Announcement, Throughput
 from p2pllm.dht.service import Directory
 from p2pllm.errors import P2PLLMError, StorageError, UserError
-from p2pllm.model.config import ModelConfig
-from p2pllm.model.exact import check_exact, numerics
-from p2pllm.model.span import SpanModel, TensorSource
+from p2pllm.model.span import SpanModel
 from p2pllm.ports import Ports
 from p2pllm.server.backend import SpanBackend
 from p2pllm.server.infos import Infos
@@ -37,29 +34,17 @@ from p2pllm.server.placement import block_throughputs, blocks_that_fit, join_win
 from p2pllm.server.serving import Serving
 from p2pllm.server.sizing import CACHE_TOKENS_MIN, block_bytes, cache_budget, token_bytes
 from p2pllm.server.throughput import Speed, measure, remember, remembered
+from p2pllm.server.weights import Weights
 from p2pllm.types import Cost, ModelId, Numerics, ServerState, Span, WorkKind
 from p2pllm.wire import FORWARD, INFO, PUSH, SESSION
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # its stubs, which libp2p installs, shadow trio's own types
 
-log = logging.getLogger(__name__)
-
 LOOK_AROUND_S = 5.0
 """How long a joiner waits for the swarm to say who serves what."""
 LEAVE_TIMEOUT_S = 5.0
 NOMINAL_TOKENS_PER_S = 1.0
-
-
-class Weights(Protocol):
-    """Where blocks come from: a checkpoint."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-
-    def span_tensors(
-        self, span: Span, dtype: torch.dtype | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> TensorSource: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +175,7 @@ class Server:
         model = await self._load_blocks(span)
 
         def prepare() -> Numerics:
-            exact = server.exact and check_exact(model)
-            if server.exact and not exact:
-                log.warning("exact mode does not hold on this machine: announcing an inexact numerics class")
-            return numerics(model.dtype, exact, plan.device)
+            return self._weights.settle(model, server.exact, plan.device)
 
         # In the device's thread: what holds depends on its number of torch threads.
         numbers, _ = await self._ports.compute.run(prepare, _CHECK, (plan.device,))
@@ -211,8 +193,7 @@ class Server:
                 plan.progress(done, total)
 
         def load() -> SpanModel:
-            tensors = self._weights.span_tensors(span, plan.dtype, progress)
-            return SpanModel.load(self._weights.config, span, tensors, plan.dtype, plan.device)
+            return self._weights.load_span(span, plan.dtype, plan.device, progress)
 
         async def watch() -> None:
             try:

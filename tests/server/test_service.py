@@ -18,6 +18,7 @@ from p2pllm.dht.service import Directory
 from p2pllm.errors import CheckpointError, StorageError, UserError
 from p2pllm.local.storage import DiskStorage
 from p2pllm.server.service import Plan, Server
+from p2pllm.server.weights import CheckpointWeights
 from p2pllm.types import ServerState, Span
 from p2pllm.wire import INFO, SESSION
 from p2pllm.wire.messages import Answer, Close, Fault, FaultKind, Info, InfoRequest, Opened
@@ -63,7 +64,8 @@ class Swarm:
         ports = sim_ports(self.world, host, storage=self.storage)
         directory = Directory(ports, settings, [MODEL])
         self.nursery.start_soon(directory.run)
-        return Server(ports, settings, directory, Weights(fail), Plan(MODEL, **plan))
+        weights = CheckpointWeights(Weights(fail))
+        return Server(ports, settings, directory, weights, Plan(MODEL, **plan))
 
     async def start(self, host: str, /, **plan: Any) -> Server:
         server = self.server(host, **plan)
@@ -210,7 +212,7 @@ async def test_cancelling_does_not_wait_for_the_rest_of_a_download():
     async with swarm() as some:
         ports = replace(sim_ports(some.world, "server"), storage=DiskStorage())
         slow = Slow()
-        server = Server(ports, SETTINGS, some.directory, slow, Plan(MODEL, span=Span(0, BLOCKS)))
+        server = Server(ports, SETTINGS, some.directory, CheckpointWeights(slow), Plan(MODEL, span=Span(0, BLOCKS)))
         with trio.move_on_after(0.5) as patience:
             await server.run()
         assert patience.cancelled_caught
