@@ -89,17 +89,17 @@ class SimNetwork:
 
     def spawn(self, work: Callable[..., Any], *args: Any) -> None:
         """Run a task of this host: it ends when the host is killed."""
-        number = next(self._numbers)
+        number, scope = next(self._numbers), trio.CancelScope()
 
         async def body() -> None:
-            with trio.CancelScope() as scope:
-                self._scopes[number] = scope
+            with scope:
                 try:
                     await work(*args)
                 finally:
                     del self._scopes[number]
 
         if self.alive:
+            self._scopes[number] = scope  # at once: a kill before the task's first step ends it, too
             self.world.nursery.start_soon(body)
 
     # -- connections

@@ -1,7 +1,8 @@
 """The simulated arm of ``ports.Storage``: files in memory, with a quota and faults, in virtual time.
 
 Invariants: no thread and no disk; work runs inline, then ``delay_s`` of virtual time passes, shielded, as a real
-disk's work would be. The same calls raise the same errors as on a real disk.
+disk's work would be. The same calls raise the same errors as on a real disk. A disk outlives the processes that use
+it, each through a ``Mount`` of its own: who is dead writes nothing any more, and leaves no temporary file behind.
 """
 
 from __future__ import annotations
@@ -124,3 +125,47 @@ class MemoryScratch:
 
     def close(self) -> None:
         self._storage.scratches.discard(self)
+
+
+class Mount:
+    """A disk as one process sees it; see ``ports.Storage``. Nothing works any more once ``alive`` says False."""
+
+    def __init__(self, disk: MemoryStorage, alive: Callable[[], bool]) -> None:
+        self._disk = disk
+        self._alive = alive
+        self._scratches: list[MemoryScratch] = []
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """See ``ports.Storage.run``."""
+        return await self._disk.run(work)
+
+    def size(self, path: str) -> int:
+        return self._used().size(path)
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        return self._used().read(path, start, stop)
+
+    def write(self, path: str, data: bytes) -> None:
+        self._used().write(path, data)
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        return self._used().names(folder)
+
+    def stamp(self, path: str) -> str:
+        return self._used().stamp(path)
+
+    def scratch(self) -> MemoryScratch:
+        scratch = self._used().scratch()
+        self._scratches.append(scratch)
+        return scratch
+
+    def release(self) -> None:
+        """The process has ended: its temporary files are gone."""
+        for scratch in self._scratches:
+            scratch.close()
+        self._scratches.clear()
+
+    def _used(self) -> MemoryStorage:
+        if not self._alive():
+            raise StorageError("the process that used this disk is dead")
+        return self._disk
