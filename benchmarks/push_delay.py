@@ -1,8 +1,8 @@
 """Pushes against client-relayed hops on real sockets: a 3-hop chain with the same delay between all parties.
 
-Needs root and a checkout of netlab, which emulates links between network namespaces: ``--netlab FOLDER``. Pushed, a
-step crosses the network once more than there are hops; relayed, twice for each. Compute and everything else is what
-the same commands take in the same namespaces without delay.
+Needs root and Linux: ``sim.netlab`` emulates links between network namespaces. Pushed, a step crosses the network once
+more than there are hops; relayed, twice for each. Compute and everything else is what the same commands take in the
+same namespaces without delay.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import arguments, save, show
+from sim.netlab import Lab
+from sim.netlab.doctor import missing
 
 ROOT = Path(__file__).parent.parent
 SPANS = ("0:3", "3:5", "5:8")
@@ -48,7 +49,7 @@ def wait_for(file: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 @contextmanager
-def swarm(lab: Any, folder: Path) -> Iterator[str]:
+def swarm(lab: Lab, folder: Path) -> Iterator[str]:
     """Bootstrap and three servers, each in its own namespace; gives the bootstrap address."""
     processes = []
 
@@ -79,7 +80,7 @@ def swarm(lab: Any, folder: Path) -> Iterator[str]:
             process.wait(20)
 
 
-def step_ms(lab: Any, folder: Path, addr: str, push: str, steps: int) -> float:
+def step_ms(lab: Lab, folder: Path, addr: str, push: str, steps: int) -> float:
     """The median step of a client in its own namespace."""
     flags = ["--bootstrap", addr, "--push", push, "--steps", str(steps), "--seq-len", "16", "--json"]
     code, out = lab.run(
@@ -93,15 +94,14 @@ def step_ms(lab: Any, folder: Path, addr: str, push: str, steps: int) -> float:
 def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__)
-    parser.add_argument("--netlab", type=Path, required=True, help="folder with netlab.py")
     parser.add_argument("--delay-ms", type=float, default=50.0, help="one way, between any two parties")
     parser.add_argument("--steps", type=int, default=40)
     args = parser.parse_args()
-    sys.path.insert(0, str(args.netlab))
-    lab_class = import_module("netlab").Lab
+    if lacking := missing():
+        sys.exit(f"emulated links are missing on this machine: {', '.join(lacking)}")
     found: dict[str, dict[float, float]] = {"on": {}, "off": {}}
     for delay_ms in (0.0, args.delay_ms):
-        with tempfile.TemporaryDirectory() as name, lab_class(hosts(delay_ms)) as lab, swarm(lab, Path(name)) as addr:
+        with tempfile.TemporaryDirectory() as name, Lab(hosts(delay_ms)) as lab, swarm(lab, Path(name)) as addr:
             for push in found:
                 found[push][delay_ms] = step_ms(lab, Path(name), addr, push, args.steps)
     rows = []
