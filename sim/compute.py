@@ -32,6 +32,8 @@ class SimCompute:
     """Compute in virtual time; any device name exists."""
 
     def __init__(self, model: CostModel | None = None) -> None:
+        self.slower = 1.0
+        """How many times as long passes take from now on: a throttled chip, a neighbour's load."""
         self._model = model or flat_cost()
         self._free: dict[str, trio.StrictFIFOLock] = {}
 
@@ -51,7 +53,7 @@ class SimCompute:
                 held.append(lock)
             await trio.lowlevel.checkpoint_if_cancelled()
             result = work()
-            seconds = max(self._model(cost, name) for name in names)
+            seconds = self.slower * max(self._model(cost, name) for name in names)
             if seconds > 0:
                 with trio.CancelScope(shield=True):
                     await trio.sleep(seconds)

@@ -16,8 +16,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 from p2pllm.errors import UserError
+
+FaultWord = Literal[
+    "crash", "restart", "hang", "slow", "flaky", "lag", "flap", "corrupt", "wrong", "stale", "disk_full", "clock_jump"
+]
+"""What can happen to a single host, as scenarios name it."""
 
 
 class Fault(Enum):

@@ -13,11 +13,11 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from p2pllm.errors import UserError
 from p2pllm.types import Span
-from sim.disorder import NATURES, Event, Fault, Schedule, in_order
+from sim.disorder import NATURES, Event, Fault, FaultWord, Schedule, in_order
 
 BRIEFEST_S = 0.001
 
@@ -33,9 +33,7 @@ class Churn:
     """
 
     process: Literal["poisson", "correlated", "cascading", "trace"] = "poisson"
-    faults: tuple[str, ...] = field(
-        default=("crash",), metadata={"about": f"any of: {', '.join(fault.value for fault in Fault)}"}
-    )
+    faults: tuple[FaultWord, ...] = field(default=("crash",), metadata={"about": "what happens: each time one of them"})
     between_s: float = field(
         default=60.0, metadata={"min": 0.001, "about": "mean time between failures of a host (of a region)"}
     )
@@ -70,7 +68,7 @@ def draw(churn: Churn, places: Sequence[Place], until_s: float, rng: random.Rand
     """What goes wrong up to ``until_s``.
 
     Raises:
-        UserError: a fault that does not exist, or a trace that is none.
+        UserError: no fault to draw from, or a trace that is none.
     """
     match churn.process:
         case "trace":
@@ -197,15 +195,11 @@ def faults_of(churn: Churn) -> list[Fault]:
     """The kinds that a churn draws from.
 
     Raises:
-        UserError: a word is no kind of fault that can happen to a single host.
+        UserError: it names none.
     """
-    words = {fault.value: fault for fault in Fault if fault is not Fault.PARTITION}
-    for word in churn.faults:
-        if word not in words:
-            raise UserError(f"faults: {word!r} cannot be drawn; there are: {', '.join(words)}")
     if not churn.faults:
-        raise UserError(f"faults: name at least one of: {', '.join(words)}")
-    return [words[word] for word in churn.faults]
+        raise UserError(f"faults: name at least one of: {', '.join(get_args(FaultWord))}")
+    return [Fault(word) for word in churn.faults]
 
 
 def _event(at_s: float, kind: Fault, name: str, for_s: float) -> Event:
