@@ -80,7 +80,13 @@ class Plan:
     """Everything about one pass that does not depend on the block."""
 
     def __init__(
-        self, config: ModelConfig, segments: Sequence[Segment], rope: Rope, kv: KVArena | None, exact: bool
+        self,
+        config: ModelConfig,
+        segments: Sequence[Segment],
+        rope: Rope,
+        kv: KVArena | None,
+        exact: bool,
+        row_pad: int = ROW_PAD,
     ) -> None:
         self.config = config
         self.segments = segments
@@ -88,7 +94,7 @@ class Plan:
         self._kv = kv
         self._reads: dict[int | None, list[_Read]] = {}
         self.tokens = sum(s.count for s in segments)
-        self.rows = -(-self.tokens // ROW_PAD) * ROW_PAD if exact else self.tokens
+        self.rows = -(-self.tokens // row_pad) * row_pad if exact else self.tokens
         self.device = rope.upto(1).device
         self.factors = self._factors(rope)
         self._writes = self._plan_writes()

@@ -29,16 +29,19 @@ LONG = 12 * KEY_SPLIT
 def check_exact(model: SpanModel) -> bool:
     """Find out whether exact mode holds for this span at torch's present thread count, and settle how.
 
-    Where padding to 8 rows does not make rows independent, products in fixed pieces of 8 rows are tried. ``model`` is
-    left exact (True) or not (False). Only fp32 on CPU is promised; everything else answers False without a try.
+    Tried in turn: rows as they are (the native products do not mix them), padding to a multiple of 8, products in
+    fixed pieces of 8 rows as well. ``model`` is left exact (True) or not (False). Only fp32 on CPU is promised;
+    everything else answers False without a try.
     """
     model.exact = model.dtype == torch.float32 and model.device.type == "cpu"
     if not model.exact:
         return False
     probe = _probe(model)
-    for row_tile in (None, ROW_TILE):
+    for row_pad, row_tile in ((1, None), (ROW_PAD, None), (ROW_PAD, ROW_TILE)):
+        probe.row_pad = row_pad
         probe.set_row_tile(row_tile)
         if _rows_alone_equal_rows_together(probe) and _cuts_do_not_matter(probe) and _length_does_not_matter(probe):
+            model.row_pad = row_pad
             model.set_row_tile(row_tile)
             return True
     model.set_row_tile(None)

@@ -3,9 +3,10 @@
 Invariants: a layout is a pure function of dtype, device and build (never of a timing), so machines of one class
 compute alike. In exact mode only paths whose rows do not depend on the number of rows are taken.
 
-On CPU in fp32, torch's one-row product with a row-major weight reaches a third of the memory bandwidth. The same
-numbers as a batch of [inputs, 32] tiles reach four fifths of it (MKL's small-matrix kernels), and are no worse up to
-about 128 rows; from ``ASSEMBLE_ROWS`` rows on it pays to put the tiles together and use one large product.
+On CPU in fp32, weights lie as tiles [outputs / 32, inputs, 32]. The native product reads them at the speed of memory
+for one row and near the peak of the core from eight rows on, and its rows never depend on each other. Without it, one
+row as a batched product over the tiles is what torch does best (a row-major weight reaches a third of the bandwidth),
+and from ``ASSEMBLE_ROWS`` rows on it pays to put the tiles together and use one large product.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from p2pllm_native.kernels import TILE
 from torch import Tensor
 from torch.nn import functional
 
-TILE = 32
+from p2pllm_native import kernels
+
 ASSEMBLE_ROWS = 256
 ROW_TILE = 8
 SERIAL_NUMBERS = 32768
@@ -30,8 +33,15 @@ def padded(width: int) -> int:
 
 def tiles_pay(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the tiled layout is the right one here."""
+    if device.type != "cpu" or dtype != torch.float32:
+        return False
     with_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    return with_mkl and device.type == "cpu" and dtype == torch.float32
+    return with_mkl or kernels.isa() != "torch"
+
+
+def native(x: Tensor) -> bool:
+    """Whether a product with tiles takes the native kernel; no gradient flows through that one."""
+    return kernels.runs() and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 class Product:
@@ -39,7 +49,8 @@ class Product:
 
     Attributes:
         outputs: numbers per row of the result, padding excluded.
-        exact: take only paths whose rows do not depend on the number of rows (a multiple of 8 is the caller's duty).
+        exact: take only paths whose rows do not depend on the number of rows; padding it to a multiple of 8, where
+            ``p2pllm.model.exact`` found that this is needed, is the caller's duty.
         row_tile: when set, compute in pieces of so many rows: where padding alone does not make rows independent.
     """
 
@@ -93,7 +104,9 @@ class Product:
         if not self.tiled:
             return functional.linear(x, self.weight, self.bias)
         rows = x.shape[0]
-        if rows == 1:
+        if native(x):
+            y = kernels.product(x, self.weight)
+        elif rows == 1:
             y = torch.bmm(x.expand(self._tiles, 1, self._inputs), self.weight).view(1, self._width)
         elif rows >= ASSEMBLE_ROWS and not self.exact:
             y = torch.mm(x, self.weight.transpose(0, 1).reshape(self._inputs, self._width))
@@ -123,10 +136,13 @@ class GatedProduct(Product):
 
     def _product(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
+        if self.tiled and self.bias is None and native(x):
+            gate, up = (kernels.product(x, half) for half in self.weight.chunk(2))  # gate's tiles come first
+            return silu_(gate, self.exact).mul_(up)
         if not self.tiled or self.bias is not None or (rows >= ASSEMBLE_ROWS and not self.exact):
             gate, up = super()._product(x).chunk(2, dim=1)
             return silu_(gate.contiguous() if self.exact else gate, self.exact).mul_(up)
-        gate, up = torch.bmm(x.expand(self._tiles, rows, self._inputs), self.weight).chunk(2)  # gate's tiles come first
+        gate, up = torch.bmm(x.expand(self._tiles, rows, self._inputs), self.weight).chunk(2)
         y = silu_(gate, self.exact).mul_(up)
         return y.view(1, self.half) if rows == 1 else self._untile(y)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pllm.model.attention import Plan, Segment
+from p2pllm.model.attention import ROW_PAD, Plan, Segment
 from p2pllm.model.config import ModelConfig
 from p2pllm.model.kv import KVArena
 from p2pllm.model.layers import as_dtype
@@ -36,6 +36,7 @@ class SpanModel:
     Attributes:
         exact: a row's result depends neither on its batch nor on the cut of its sequence. Set on request; it is a
             promise only after ``p2pllm.model.exact.check_exact``.
+        row_pad: exact mode computes with a multiple of so many rows.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SpanModel:
         self.device = device
         self.blocks = tuple(blocks)
         self._rope = Rope(config, device)
+        self.row_pad = ROW_PAD
         self._exact = False
 
     @classmethod
@@ -136,7 +138,7 @@ class SpanModel:
             )
         if not len(hidden):
             return hidden.to(self.device, self.dtype)
-        plan = Plan(self.config, segments, self._rope, kv, self._exact)
+        plan = Plan(self.config, segments, self._rope, kv, self._exact, self.row_pad)
         x = torch.empty(plan.rows, self.config.hidden_size, dtype=self.dtype, device=self.device)
         x[: plan.tokens].copy_(hidden)
         x[plan.tokens :].zero_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from p2pllm.model.exact import check_exact, numerics
 from p2pllm.model.product import Product
 from p2pllm.model.span import Segment, SpanModel
 from p2pllm.types import Span
+from p2pllm_native import kernels
 from tests.model import zoo
 
 
@@ -33,8 +36,34 @@ def test_the_check_passes_for_wide_blocks() -> None:
     assert check_exact(SpanModel.load(config, Span(0, 1), tensors))
 
 
+@pytest.fixture
+def torch_products() -> Iterator[None]:
+    """As on a machine without compiled products."""
+    before = kernels.isa()
+    kernels.use("torch")
+    yield
+    kernels.use(before)
+
+
+@pytest.mark.usefixtures("torch_products")
+@pytest.mark.parametrize(("name", "threads"), [("llama-gqa", 1), ("qwen2-window", 2)])
+def test_without_native_products_rows_are_padded(name: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    model = _model(name)
+    assert check_exact(model)
+    assert model.row_pad == 8
+
+
+@pytest.mark.skipif(kernels.isa() == "torch", reason="no compiled products for this CPU")
+def test_native_products_need_no_padding() -> None:
+    model = _model()
+    assert check_exact(model)
+    assert model.row_pad == 1
+
+
+@pytest.mark.usefixtures("torch_products")
 def test_without_the_recipe_rows_depend_on_their_batch() -> None:
-    """What the check is for: if this ever fails, plain products have become exact and the recipe can go."""
+    """What the check is for: if this ever fails, torch's products have become exact and the recipe can go."""
     model = _model()
     x = torch.randn(8, 48, generator=torch.Generator().manual_seed(0))
     together = model.run(x, [Segment(1)] * 8)

@@ -4,4 +4,4 @@ Invariants: this module imports nothing, so that ``p2pllm_native.codec`` (NumPy 
 native function has a twin that is its specification, its test and its fallback; it imports nothing of p2pllm.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
