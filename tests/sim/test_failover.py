@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sim import failover
-from sim.__main__ import SCENARIOS
+from sim.cli.main import main
 from sim.failover import Case, play
 from sim.faults import FaultAt, Mishap
 
@@ -27,7 +27,7 @@ from sim.faults import FaultAt, Mishap
 def test_a_case_is_repeated_by_its_command(case, capsys):
     words = case.command().split()
     assert words[:3] == ["python", "-m", "sim"]
-    assert SCENARIOS[words[3]](words[4:]) == 0
+    assert main(words[3:]) == 0
     told = capsys.readouterr().out
     outcome = play(case)
     assert case.command() in told
