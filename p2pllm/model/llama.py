@@ -56,6 +56,24 @@ class LlamaBlock:
         hidden.add_(self._down(self._gated(self._post_norm(hidden))))
         return hidden
 
+    def differentiable(self, hidden: Tensor, plan: Plan) -> Tensor:
+        """[T, H] after this block, with a gradient to ``hidden``; whole sequences only, nothing is cached."""
+        config = self._config
+        heads = config.num_heads + 2 * config.num_kv_heads
+        qkv = self._qkv.differentiable(self._input_norm(hidden)).view(hidden.shape[0], heads, config.head_dim)
+        qk, v = qkv.split([config.num_heads + config.num_kv_heads, config.num_kv_heads], dim=1)
+        if self._qk_norm is not None:
+            qk = self._qk_norm(qk)
+        attended = plan.attend(0, self.window, torch.cat([rotated(qk, plan.factors), v], dim=1))
+        hidden = hidden + self._o.differentiable(attended)
+        return hidden + self._down.differentiable(self._gated.differentiable(self._post_norm(hidden)))
+
+
+def rotated(x: Tensor, factors: Tensor) -> Tensor:
+    """As ``rotate_``, into a new tensor."""
+    pairs = torch.view_as_complex(x.float().view(x.shape[0], x.shape[1], -1, 2))
+    return torch.view_as_real(pairs * factors).flatten(-2).to(x.dtype)
+
 
 def rotate_(x: Tensor, factors: Tensor) -> None:
     """Rotate neighbouring pairs of the last dimension in place: x [T, heads, dim], factors complex [T, 1, dim/2]."""

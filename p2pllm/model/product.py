@@ -12,6 +12,7 @@ and from ``ASSEMBLE_ROWS`` rows on it pays to put the tiles together and use one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from p2pllm_native.kernels import TILE
@@ -37,11 +38,6 @@ def tiles_pay(dtype: torch.dtype, device: torch.device) -> bool:
         return False
     with_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return with_mkl or kernels.isa() != "torch"
-
-
-def native(x: Tensor) -> bool:
-    """Whether a product with tiles takes the native kernel; no gradient flows through that one."""
-    return kernels.runs() and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 class Product:
@@ -94,6 +90,18 @@ class Product:
             return torch.cat([self._product(piece) for piece in torch.split(x, self.row_tile)])
         return self._product(x)
 
+    def differentiable(self, x: Tensor) -> Tensor:
+        """As ``__call__``, with a gradient to ``x``; the weights are frozen."""
+        return self._linear(x)
+
+    def transposed(self, y: Tensor) -> Tensor:
+        """The gradient's way back: [M, outputs] -> [M, inputs]."""
+        if not self.tiled:
+            return y @ self.weight
+        if self._width != self.outputs:
+            y = functional.pad(y, (0, self._width - self.outputs))
+        return torch.mm(y, self.weight.transpose(1, 2).reshape(self._width, self._inputs))
+
     def rows(self, index: Tensor) -> Tensor:
         """Rows of the weight itself, [len(index), inputs]: an embedding that is tied to this product."""
         if self.tiled:
@@ -104,7 +112,7 @@ class Product:
         if not self.tiled:
             return functional.linear(x, self.weight, self.bias)
         rows = x.shape[0]
-        if native(x):
+        if kernels.runs():
             y = kernels.product(x, self.weight)
         elif rows == 1:
             y = torch.bmm(x.expand(self._tiles, 1, self._inputs), self.weight).view(1, self._width)
@@ -116,10 +124,31 @@ class Product:
             y.add_(self.bias)
         return y if self._width == self.outputs else y[:, : self.outputs]
 
+    def _linear(self, x: Tensor) -> Tensor:
+        """The product alone, as autograd may see it: a tile's own gradient would be as large as all tiles together."""
+        if not self.tiled:
+            y = functional.linear(x, self.weight, self.bias)
+            return y if self._width == self.outputs else y[:, : self.outputs]
+        out: Tensor = _Frozen.apply(x, self)  # type: ignore[no-untyped-call]
+        return out
+
     @staticmethod
     def _untile(y: Tensor) -> Tensor:
         """[tiles, M, 32] -> [M, tiles * 32]."""
         return y.transpose(0, 1).reshape(y.shape[1], y.shape[0] * TILE)
+
+
+class _Frozen(torch.autograd.Function):
+    """A product with tiles that do not learn."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, product: Product) -> Tensor:
+        ctx.product = product
+        return Product._product(product, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.product.transposed(gradients[0]), None
 
 
 class GatedProduct(Product):
@@ -136,7 +165,7 @@ class GatedProduct(Product):
 
     def _product(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
-        if self.tiled and self.bias is None and native(x):
+        if self.tiled and self.bias is None and kernels.runs():
             gate, up = (kernels.product(x, half) for half in self.weight.chunk(2))  # gate's tiles come first
             return silu_(gate, self.exact).mul_(up)
         if not self.tiled or self.bias is not None or (rows >= ASSEMBLE_ROWS and not self.exact):
@@ -145,6 +174,11 @@ class GatedProduct(Product):
         gate, up = torch.bmm(x.expand(self._tiles, rows, self._inputs), self.weight).chunk(2)
         y = silu_(gate, self.exact).mul_(up)
         return y.view(1, self.half) if rows == 1 else self._untile(y)
+
+    def differentiable(self, x: Tensor) -> Tensor:
+        """See ``Product.differentiable``."""
+        gate, up = self._linear(x).chunk(2, dim=1)
+        return functional.silu(gate) * up
 
 
 def silu_(x: Tensor, exact: bool) -> Tensor:

@@ -47,7 +47,7 @@ class SpanModel:
         self.dtype = dtype
         self.device = device
         self.blocks = tuple(blocks)
-        self._rope = Rope(config, device)
+        self.rope = Rope(config, device)
         self.row_pad = ROW_PAD
         self._exact = False
 
@@ -138,7 +138,7 @@ class SpanModel:
             )
         if not len(hidden):
             return hidden.to(self.device, self.dtype)
-        plan = Plan(self.config, segments, self._rope, kv, self._exact, self.row_pad)
+        plan = Plan(self.config, segments, self.rope, kv, self._exact, self.row_pad)
         x = torch.empty(plan.rows, self.config.hidden_size, dtype=self.dtype, device=self.device)
         x[: plan.tokens].copy_(hidden)
         x[plan.tokens :].zero_()
