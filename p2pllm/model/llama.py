@@ -61,7 +61,8 @@ class LlamaBlock:
         config = self._config
         heads = config.num_heads + 2 * config.num_kv_heads
         qkv = self._qkv.differentiable(self._input_norm(hidden)).view(hidden.shape[0], heads, config.head_dim)
-        qk, v = qkv.split([config.num_heads + config.num_kv_heads, config.num_kv_heads], dim=1)
+        qk = qkv.narrow(1, 0, config.num_heads + config.num_kv_heads)
+        v = qkv.narrow(1, config.num_heads + config.num_kv_heads, config.num_kv_heads)
         if self._qk_norm is not None:
             qk = self._qk_norm(qk)
         attended = plan.attend(0, self.window, torch.cat([rotated(qk, plan.factors), v], dim=1))
