@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "sim.cli.reporting",
     "all": "sim.cli.everything",
     "keys": "sim.cli.explaining",
+    "side": "sim.cli.side",
 }
 DESCRIPTION = """\
 The production node in virtual time, and the paper's experiments repeated.
@@ -65,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     keys = command("keys", "what may stand in a scenario, kind by kind")
     keys.add_argument("kind", metavar="KIND", nargs="?", help="one kind only")
     keys.add_argument("--update", metavar="FILE", help="rewrite the reference inside this Markdown file")
+    _add_side(commands.add_parser("side"))
     commands.add_parser("failover", help="one generation with faults at chosen messages", add_help=False)
     return parser
 
@@ -89,6 +91,14 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=seeds, required=True, metavar="A:B", help="seeds A to B-1, or one seed")
     parser.add_argument("--shrink", action=argparse.BooleanOptionalAction, default=True,
                         help="make the faults of a failing seed fewer and simpler (default: shrink)")  # fmt: skip
+
+
+def _add_side(parser: argparse.ArgumentParser) -> None:
+    """What ``check`` starts twice; not in the list of commands."""
+    parser.set_defaults(command="side", log_level="critical")
+    _add_scenario(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    parser.add_argument("--record", metavar="FILE")
 
 
 def _add_all(parser: argparse.ArgumentParser) -> None:
