@@ -35,6 +35,8 @@ class WireLimits:
     reason_chars_max: int = 500
     records_per_page_max: int = 256
     record_bytes_max: int = 8 * KIB
+    digests_max: int = 1024
+    """Records that an asker says it has: half of a header, and what a few minutes bring in the largest swarm."""
     retry_after_s_max: float = 60.0
     """A server's wish to be left alone is capped here."""
 

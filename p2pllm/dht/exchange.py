@@ -1,21 +1,23 @@
 """Record exchange, ``/p2pllm/1/records``: asking a member what is new, answering, and gossip.
 
 Invariants: every record is verified before it enters the view; a member that hands on a forged one is not asked again
-for a while; what one peer may ask or send is budgeted; every wait has a deadline.
+for a while; what one peer may ask or send is budgeted; every wait has a deadline. Whom we ask again and again, we ask
+over one stream, tell our own records once, and do not let repeat what others told us.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 
 from p2pllm.config import WireLimits
 from p2pllm.dht.budget import Budget
-from p2pllm.dht.record import Announcement, unpack_entry, verify
+from p2pllm.dht.record import AGE_BYTES, Announcement, check, unpack_entry
 from p2pllm.dht.view import Outcome, SwarmView
 from p2pllm.errors import PeerLost, RemoteProtocolError
 from p2pllm.ports import Ports, Stream
@@ -26,8 +28,8 @@ from p2pllm.wire.messages import Fault, FaultKind, Message, RecordsOffer, Record
 log = logging.getLogger(__name__)
 
 PROTOCOL = "/p2pllm/1/records"
-PAGE_RECORDS = 128
-PAGES_MAX = 128
+PAGE_RECORDS = 256
+PAGES_MAX = 64
 """Pages asked of one member at once: a view of ``peers_per_model_max`` several times over."""
 ASK_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 120.0
@@ -35,23 +37,49 @@ ASKS_PER_S, ASKS_BURST = 8.0, 160.0
 OFFERS_PER_S, OFFERS_BURST = 32.0, 512.0
 """Records of gossip that one peer may send."""
 CURSORS_MAX = 1024
+TALKS_MAX = 4
+"""Members with whom a stream is kept open."""
 NO_MODEL = ModelId("-")
 """Asked about by a node that follows no model: the answer is an empty page."""
 
 
-class Exchange:
-    """Both sides of the conversation, around one view."""
+OnNews = Callable[[Sequence[Announcement], PeerId], None]
 
-    def __init__(
-        self, ports: Ports, limits: WireLimits, view: SwarmView, on_news: Callable[[Announcement, PeerId], None]
-    ) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Bookmark:
+    """How far we got with one member and model: its log and cursor, and where our own log stood then."""
+
+    log_id: int = 0
+    cursor: int = 0
+    mine: int = 0
+
+
+@dataclass(slots=True)
+class _Talk:
+    """A stream on which we ask, and our own records as they were told on it."""
+
+    stream: Stream
+    reader: MessageReader
+    told: tuple[bytes, ...] = ()
+
+
+class Exchange:
+    """Both sides of the conversation, around one view.
+
+    ``on_news`` is called when the view has changed, with what says something new, or is of ours.
+    """
+
+    def __init__(self, ports: Ports, limits: WireLimits, view: SwarmView, on_news: OnNews) -> None:
         self._ports = ports
+        self._me = ports.network.me
         self._limits = limits
         self._view = view
         self._on_news = on_news
         self._asks = Budget(ASKS_PER_S, ASKS_BURST)
         self._offers = Budget(OFFERS_PER_S, OFFERS_BURST)
-        self._cursors: OrderedDict[tuple[PeerId, ModelId], tuple[int, int]] = OrderedDict()
+        self._bookmarks: OrderedDict[tuple[PeerId, ModelId], _Bookmark] = OrderedDict()
+        self._talks: OrderedDict[PeerId, _Talk] = OrderedDict()
 
     # -- asking
 
@@ -64,40 +92,74 @@ class Exchange:
             PeerLost: it does not answer.
             RemoteProtocolError: it answers with what no member may send.
         """
-        async with self._conversation(peer) as (stream, reader):
-            if mine:
-                await stream.send_all(encode_message(RecordsOffer(mine), limits=self._limits))
-            if not models:
-                await self._ask_page(stream, reader, RecordsRequest(NO_MODEL, limit=1))
-            for model in models:
-                if not await self._ask_model(stream, reader, model):
-                    break
+        async with self._patience(peer):
+            talk = self._talks.pop(peer, None)
+            if talk is None or not await self._ask_again(talk, models, mine):
+                stream = await self._ports.network.open_stream(peer, PROTOCOL)
+                talk = _Talk(stream, MessageReader(self._limits))
+                await self._ask_over(talk, models, mine)
+            if models:
+                await self._keep(talk)
+            else:
+                await talk.stream.aclose()
         self._view.mark_reached(peer)
 
-    async def _ask_model(self, stream: Stream, reader: MessageReader, model: ModelId) -> bool:
+    async def _ask_again(self, talk: _Talk, models: Collection[ModelId], mine: tuple[bytes, ...]) -> bool:
+        """Ask over a stream of before; False when it was lost in the meantime."""
+        try:
+            await self._ask_over(talk, models, mine)
+        except PeerLost:
+            return False
+        return True
+
+    async def _ask_over(self, talk: _Talk, models: Collection[ModelId], mine: tuple[bytes, ...]) -> None:
+        try:
+            fresh = tuple(entry for entry in mine if entry[AGE_BYTES:] not in talk.told)
+            talk.told = tuple(entry[AGE_BYTES:] for entry in mine)
+            if fresh:
+                await talk.stream.send_all(encode_message(RecordsOffer(fresh), limits=self._limits))
+            if not models:
+                await self._ask_page(talk, RecordsRequest(NO_MODEL, limit=1))
+            for model in models:
+                if not await self._ask_model(talk, model):
+                    break
+        except BaseException:
+            talk.stream.abort()
+            raise
+
+    async def _keep(self, talk: _Talk) -> None:
+        self._talks[talk.stream.peer] = talk
+        if len(self._talks) > TALKS_MAX:
+            _, oldest = self._talks.popitem(last=False)
+            await oldest.stream.aclose()
+
+    async def _ask_model(self, talk: _Talk, model: ModelId) -> bool:
         """All pages of one model; False when the peer wants to be left alone."""
+        peer = talk.stream.peer
+        last = self._bookmarks.get((peer, model), _Bookmark())
+        have = self._view.digests(model, last.mine, self._limits.digests_max)
         for _ in range(PAGES_MAX):
-            log_id, cursor = self._cursors.get((stream.peer, model), (0, 0))
-            page = await self._ask_page(stream, reader, RecordsRequest(model, log_id, cursor, PAGE_RECORDS))
+            request = RecordsRequest(model, last.log_id, last.cursor, PAGE_RECORDS, have)
+            page = await self._ask_page(talk, request)
             if page is None:
                 return False
-            for entry in page.records:
-                if self._merge(entry, stream.peer).model != model:
-                    raise RemoteProtocolError("a record of another model than was asked for")
-            self._cursors[stream.peer, model] = (page.log, page.cursor)
-            self._cursors.move_to_end((stream.peer, model))
-            if len(self._cursors) > CURSORS_MAX:
-                self._cursors.popitem(last=False)
+            if any(ann.model != model for ann in self._merge(page.records, peer)):
+                raise RemoteProtocolError("a record of another model than was asked for")
+            last = _Bookmark(page.log, page.cursor, self._view.cursor)
+            self._bookmarks[peer, model] = last
+            self._bookmarks.move_to_end((peer, model))
+            if len(self._bookmarks) > CURSORS_MAX:
+                self._bookmarks.popitem(last=False)
             if not page.more:
                 break
         return True
 
-    async def _ask_page(self, stream: Stream, reader: MessageReader, request: RecordsRequest) -> RecordsPage | None:
+    async def _ask_page(self, talk: _Talk, request: RecordsRequest) -> RecordsPage | None:
         """One question, one answer; None when the peer wants to be left alone."""
-        await stream.send_all(encode_message(request, limits=self._limits))
-        answer = await _next_message(stream, reader)
+        await talk.stream.send_all(encode_message(request, limits=self._limits))
+        answer = await _next_message(talk.stream, talk.reader)
         if isinstance(answer, Fault):
-            log.debug("%s refuses to tell records: %s", stream.peer, answer.reason)
+            log.debug("%s refuses to tell records: %s", talk.stream.peer, answer.reason)
             return None
         if not isinstance(answer, RecordsPage):
             raise RemoteProtocolError(f"{type(answer).__name__} in answer to a request for records")
@@ -109,22 +171,23 @@ class Exchange:
         Raises:
             PeerLost: it cannot be reached.
         """
-        async with self._conversation(peer) as (stream, _):
-            size = self._limits.records_per_page_max
-            for start in range(0, len(entries), size):
-                await stream.send_all(encode_message(RecordsOffer(entries[start : start + size]), limits=self._limits))
-        self._view.mark_reached(peer)
-
-    @asynccontextmanager
-    async def _conversation(self, peer: PeerId) -> AsyncGenerator[tuple[Stream, MessageReader]]:
-        with trio.move_on_after(ASK_TIMEOUT_S) as patience:
+        async with self._patience(peer):
             stream = await self._ports.network.open_stream(peer, PROTOCOL)
             try:
-                yield stream, MessageReader(self._limits)
+                size = self._limits.records_per_page_max
+                for start in range(0, len(entries), size):
+                    offer = RecordsOffer(entries[start : start + size])
+                    await stream.send_all(encode_message(offer, limits=self._limits))
             except BaseException:
                 stream.abort()
                 raise
             await stream.aclose()
+        self._view.mark_reached(peer)
+
+    @asynccontextmanager
+    async def _patience(self, peer: PeerId) -> AsyncGenerator[None]:
+        with trio.move_on_after(ASK_TIMEOUT_S) as patience:
+            yield
         if patience.cancelled_caught:
             raise PeerLost(f"{peer} did not finish a talk about records within {ASK_TIMEOUT_S:g} s")
 
@@ -166,13 +229,13 @@ class Exchange:
             if isinstance(message, RecordsRequest):
                 await stream.send_all(encode_message(self._page(message, now), limits=self._limits))
             else:
-                for entry in message.records:
-                    self._merge(entry, stream.peer)
+                self._merge(message.records, stream.peer)
         return True
 
     def _page(self, request: RecordsRequest, now: float) -> RecordsPage:
         limit = min(request.limit, self._limits.records_per_page_max)
-        page, entries = self._view.page(request.model, request.log, request.cursor, limit, now)
+        have = frozenset(request.have)
+        page, entries = self._view.page(request.model, request.log, request.cursor, limit, now, have)
         return RecordsPage(self._view.log_id, page.cursor, page.more, entries)
 
     async def _fault(self, stream: Stream, kind: FaultKind, reason: str, retry_after_s: float) -> None:
@@ -181,24 +244,34 @@ class Exchange:
 
     # -- both
 
-    def _merge(self, entry: bytes, source: PeerId) -> Announcement:
-        """Take in what ``source`` handed us.
+    def _merge(self, entries: Collection[bytes], source: PeerId) -> list[Announcement]:
+        """Take in what ``source`` handed us; what it says.
 
         Raises:
             RemoteProtocolError: forged or malformed.
         """
-        record, age_s = unpack_entry(entry)
-        ann = verify(record)
-        if self.take(record, source, age_s) is Outcome.NEWS:
-            self._on_news(ann, source)
-        return ann
+        said: list[Announcement] = []
+        news: list[Announcement] = []
+        version = self._view.version
+        try:
+            for entry in entries:
+                record, age_s = unpack_entry(entry)
+                known = check(record)
+                said.append(known.ann)
+                outcome = self.take(known.record, source, age_s)
+                if outcome is Outcome.NEWS or (outcome is Outcome.RENEWED and known.ann.peer == self._me):
+                    news.append(known.ann)
+        finally:
+            if self._view.version != version:
+                self._on_news(news, source)
+        return said
 
     def take(self, record: bytes, source: PeerId, age_s: float = 0.0) -> Outcome:
         """Merge a record into the view, and remember where its server lives."""
         network = self._ports.network
         outcome = self._view.merge(record, trio.current_time(), self._ports.wall_time(), age_s=age_s, source=source)
         if outcome is Outcome.NEWS:
-            ann = verify(record)
+            ann = check(record).ann
             if ann.peer != network.me and ann.addrs:
                 network.learn(ann.peer, ann.addrs)
         return outcome

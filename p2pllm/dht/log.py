@@ -6,7 +6,6 @@ view. A cursor means something only together with the id of the log that gave it
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from p2pllm.types import ModelId, PeerId
@@ -27,14 +26,15 @@ class ChangeLog:
     def __init__(self, log_id: int) -> None:
         self.id = log_id
         self._last = 0
-        self._changes: dict[ModelId, OrderedDict[PeerId, int]] = {}
+        self._changes: dict[ModelId, dict[PeerId, int]] = {}
+        """Per model, the last change of each record, in order."""
 
     def touch(self, model: ModelId, peer: PeerId) -> None:
         """A record came or was replaced."""
         self._last += 1
-        changes = self._changes.setdefault(model, OrderedDict())
+        changes = self._changes.setdefault(model, {})
+        changes.pop(peer, None)
         changes[peer] = self._last
-        changes.move_to_end(peer)
 
     def drop(self, model: ModelId, peer: PeerId) -> None:
         """A record is gone; nobody is told, since everybody's own clock runs it out."""
@@ -44,16 +44,26 @@ class ChangeLog:
             if not changes:
                 del self._changes[model]
 
+    @property
+    def cursor(self) -> int:
+        """Whoever asks from here hears only what comes later."""
+        return self._last
+
+    def since(self, model: ModelId, cursor: int) -> list[PeerId]:
+        """Whose records changed after ``cursor``, the latest first."""
+        fresh: list[PeerId] = []
+        for peer, change in reversed(self._changes.get(model, {}).items()):
+            if change <= cursor:
+                break
+            fresh.append(peer)
+        return fresh
+
     def page(self, model: ModelId, log_id: int, cursor: int, limit: int) -> Page:
         """Up to ``limit`` changes after ``cursor``; a cursor of another log, or of the future, starts over."""
         if log_id != self.id or not 0 <= cursor <= self._last:
             cursor = 0
-        fresh: list[PeerId] = []
-        changes = self._changes.get(model, OrderedDict())
-        for peer in reversed(changes):
-            if changes[peer] <= cursor:
-                break
-            fresh.append(peer)
+        changes = self._changes.get(model, {})
+        fresh = self.since(model, cursor)
         fresh.reverse()
         if len(fresh) <= limit:
             return Page(self._last, False, tuple(fresh))

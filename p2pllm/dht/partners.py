@@ -8,9 +8,10 @@ that fail or lie are left alone for a while, longer each time. Everything is bou
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 
+from p2pllm.dht.roster import Roster
 from p2pllm.dht.view import SwarmView
 from p2pllm.types import PeerId
 
@@ -95,7 +96,7 @@ class Partners:
             steady = self._partners[turn:] + self._partners[:turn]
         else:
             steady = []
-        others = [peer for peer in self._candidates(view, now) if peer not in self._partners]
+        others = self._candidates(view, TRIES_MAX, lambda peer: self._fine(peer, now) and peer not in self._partners)
         order = [*others[:1], *steady, *others[1:]] if len(self._partners) < PARTNERS else [*steady, *others]
         if not order:  # everybody is resting; rather disturb some of them than stay alone
             known = dict.fromkeys([*(peer for peer, _ in self._remembered), *self._met, *self._failed])
@@ -105,33 +106,39 @@ class Partners:
 
     def stranger(self, view: SwarmView, now: float) -> PeerId | None:
         """A server whose record we have, and whom nobody here ever reached."""
-        strangers = [ann.peer for ann in view.peers() if not view.reached(ann.peer) and self._fine(ann.peer, now)]
-        return self._rng.choice(strangers) if strangers else None
+        found = view.strangers.pick(self._rng, 1, lambda peer: self._fine(peer, now))
+        return found[0] if found else None
 
     def choose(self, view: SwarmView, count: int, now: float) -> list[PeerId]:
         """Whom to tell news: chance servers, and always somebody who is none (bootstrap nodes have no record)."""
-        order = self._candidates(view, now)
-        servers = {ann.peer for ann in view.peers()}
-        member = next((peer for peer in order if peer not in servers), None)
-        chosen = order[:count]
-        if member is not None and member not in chosen:
-            chosen[-1] = member
+        chosen = self._candidates(view, count, lambda peer: self._fine(peer, now))
+        others = [peer for peer in self._acquaintances() if not view.serves(peer) and self._fine(peer, now)]
+        if others and not any(peer in others for peer in chosen):
+            chosen = [*chosen[: count - 1], self._rng.choice(others)]
         return chosen
 
-    def _candidates(self, view: SwarmView, now: float) -> list[PeerId]:
-        """Everybody worth talking to, in the order of promise, each group shuffled."""
-        servers = [ann.peer for ann in view.peers()]
-        groups = (
-            [peer for peer in servers if view.reached(peer)],
-            [*self._answering, *(peer for peer in self._met if peer not in self._answering)],
-            [peer for peer in servers if not view.reached(peer)],
-            [peer for peer, _ in self._remembered],
-        )
+    def _candidates(self, view: SwarmView, count: int, fine: Callable[[PeerId], bool]) -> list[PeerId]:
+        """Up to ``count`` worth talking to, in the order of promise, within a group by chance."""
         order: dict[PeerId, None] = {}
+        groups: tuple[Callable[[], Roster | list[PeerId]], ...] = (
+            lambda: view.servers_met,
+            self._acquaintances,
+            lambda: view.strangers,
+            lambda: [peer for peer, _ in self._remembered],
+        )
         for group in groups:
-            fine = [peer for peer in group if self._fine(peer, now)]
-            order.update(dict.fromkeys(self._rng.sample(fine, len(fine))))
-        return list(order)
+            if len(order) >= count:
+                break
+            peers = group()
+            if isinstance(peers, Roster):
+                order.update(dict.fromkeys(peers.pick(self._rng, count, fine)))
+            else:
+                able = [peer for peer in peers if fine(peer)]
+                order.update(dict.fromkeys(self._rng.sample(able, len(able))))
+        return list(order)[:count]
+
+    def _acquaintances(self) -> list[PeerId]:
+        return [*self._answering, *(peer for peer in self._met if peer not in self._answering)]
 
     def _fine(self, peer: PeerId, now: float) -> bool:
         return peer != self._me and self._failed.get(peer, (0, 0.0))[1] <= now

@@ -12,7 +12,16 @@ from dataclasses import replace
 import trio
 
 from p2pllm.config import RecordConfig
-from p2pllm.dht.record import ADDRS_MAX, Announcement, Throughput, model_key, record_key, sign_announcement
+from p2pllm.dht.news import tells_more
+from p2pllm.dht.record import (
+    ADDRS_MAX,
+    Announcement,
+    check_announcement,
+    model_key,
+    record_key,
+    sign_announcement,
+    verify,
+)
 from p2pllm.errors import LocalProtocolError, PeerLost, StorageError
 from p2pllm.ports import Ports
 from p2pllm.types import ModelId, ServerState
@@ -28,6 +37,8 @@ class Publisher:
     def __init__(self, ports: Ports, config: RecordConfig, state_path: str | None) -> None:
         self.records: dict[ModelId, bytes] = {}
         """Signed and current."""
+        self.ttl_s = config.ttl_s
+        """Of records that are signed from now on."""
         self._ports = ports
         self._config = config
         self._path = state_path
@@ -69,10 +80,20 @@ class Publisher:
         Raises:
             ValueError: a field breaks a bound.
         """
-        sign_announcement(self._stamp(ann, 1), self._ports.network.sign)
+        check_announcement(self._stamp(ann, 1))
         before = self._wanted.get(ann.model)
         self._wanted[ann.model] = ann
-        return before is None or _without_load(before) != _without_load(ann)
+        if before is None or tells_more(before, ann):
+            return True
+        return ann.model in self.records and self._tells_more(ann)
+
+    def moved(self) -> bool:
+        """Whether our addresses are others than we said last."""
+        return any(self._tells_more(ann) for model, ann in self._wanted.items() if model in self.records)
+
+    def _tells_more(self, ann: Announcement) -> bool:
+        said = self.records.get(ann.model)
+        return said is None or tells_more(verify(said), self._stamp(ann, 1))
 
     def leave(self) -> None:
         """Announce from now on that this server is gone."""
@@ -94,14 +115,17 @@ class Publisher:
         self._correction_s = swarm_offset_s if abs(swarm_offset_s) > limit else 0.0
         return abs(self._correction_s - before) > limit
 
-    async def renew(self) -> None:
-        """Stamp and sign everything anew."""
+    async def renew(self) -> bool:
+        """Stamp and sign everything anew; True when it says more than before."""
+        news = False
         for model, ann in self._wanted.items():
+            news = self._tells_more(ann) or news
             self._sequence = max(self._sequence + 1, int(self._ports.wall_time() * 1000))
             stamped = self._stamp(ann, self._sequence)
             self.records[model] = sign_announcement(stamped, self._ports.network.sign)
         if self._wanted:
             await self._save()
+        return news
 
     def _stamp(self, ann: Announcement, sequence: int) -> Announcement:
         network = self._ports.network
@@ -113,7 +137,7 @@ class Publisher:
             relayed=bool(addrs) and all("/p2p-circuit" in addr for addr in addrs),
             sequence=sequence,
             issued_ms=max(0, int((self._ports.wall_time() + self._correction_s) * 1000)),
-            ttl_ms=int(self._config.ttl_s * 1000),
+            ttl_ms=int(self.ttl_s * 1000),
         )
 
     async def store(self) -> bool:
@@ -134,7 +158,3 @@ class Publisher:
     def forget_provided(self) -> None:
         """The DHT may have lost us: provide again with the next record."""
         self._provided.clear()
-
-
-def _without_load(ann: Announcement) -> Announcement:
-    return replace(ann, queue=0, cache_tokens_free=0, throughput=Throughput(), pings=())

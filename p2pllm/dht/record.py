@@ -25,6 +25,7 @@ import msgpack
 from p2pllm.dht.keys import SIGNATURE_BYTES, public_key_of, signature_holds
 from p2pllm.errors import RemoteProtocolError
 from p2pllm.types import ModelId, Numerics, PeerId, ServerState, Span
+from p2pllm.wire.messages import DIGEST_BYTES
 
 DOMAIN = b"p2pllm announcement 1\0"
 """Prefixed to what is signed, so that no signature made for something else passes here."""
@@ -49,6 +50,7 @@ _ADAPTER = re.compile(r"[0-9A-Za-z._/-]{1,96}")
 _ADDR = re.compile(r"(/[!-.0-~]+){4,}")
 _ADDR_CHARS_MAX = 240
 _AGE = struct.Struct(">I")
+AGE_BYTES = _AGE.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,16 @@ def sign_announcement(ann: Announcement, sign: Callable[[bytes], bytes]) -> byte
     Raises:
         ValueError: a field breaks a bound; the announcement would be refused everywhere.
     """
+    body = check_announcement(ann)
+    return body + sign(DOMAIN + body)
+
+
+def check_announcement(ann: Announcement) -> bytes:
+    """The body of its record.
+
+    Raises:
+        ValueError: a field breaks a bound; the announcement would be refused everywhere.
+    """
     body: bytes = msgpack.packb(_fields(ann))
     try:
         if _parse(body) != ann:
@@ -122,33 +134,55 @@ def sign_announcement(ann: Announcement, sign: Callable[[bytes], bytes]) -> byte
         _check_size(len(body) + SIGNATURE_BYTES)
     except RemoteProtocolError as exc:
         raise ValueError(f"cannot announce: {exc}") from None
-    return body + sign(DOMAIN + body)
+    return body
 
 
-def verify(record: bytes) -> Announcement:
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A record that was checked; the same object for the same bytes.
+
+    Attributes:
+        digest: stands for the record where members compare what they have.
+    """
+
+    record: bytes
+    ann: Announcement
+    digest: bytes
+
+
+def check(record: bytes) -> Verified:
     """Decode a record, after checking size, signature, form and every bound; the same object for the same bytes.
 
     Raises:
         RemoteProtocolError: forged, altered, oversized or malformed.
     """
-    _check_size(len(record))
-    digest = hashlib.blake2b(record, digest_size=32).digest()
-    known = _memo.get(digest)
+    known = _memo.get(record)
     if known is not None:
-        _memo.move_to_end(digest)
+        _memo.move_to_end(record)
         return known
-    body, signature = bytes(record[:-SIGNATURE_BYTES]), bytes(record[-SIGNATURE_BYTES:])
+    _check_size(len(record))
+    record = bytes(record)
+    body, signature = record[:-SIGNATURE_BYTES], record[-SIGNATURE_BYTES:]
     ann = _parse(body)
     if not signature_holds(ann.peer, DOMAIN + body, signature):
         _refuse(f"a record of {ann.peer} that it did not sign")
-    _memo[digest] = ann
+    known = _memo[record] = Verified(record, ann, hashlib.blake2b(record, digest_size=DIGEST_BYTES).digest())
     if len(_memo) > _MEMO_RECORDS:
         _memo.popitem(last=False)
-    return ann
+    return known
+
+
+def verify(record: bytes) -> Announcement:
+    """What a record says, after all that ``check`` does.
+
+    Raises:
+        RemoteProtocolError: forged, altered, oversized or malformed.
+    """
+    return check(record).ann
 
 
 # A pure function's memo: one signature check costs as much as a small step's decoding.
-_memo: OrderedDict[bytes, Announcement] = OrderedDict()
+_memo: OrderedDict[bytes, Verified] = OrderedDict()
 
 
 def validate_dht(key: str, value: bytes, now: float | None = None, tolerance_s: float = 600.0) -> None:

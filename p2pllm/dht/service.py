@@ -24,6 +24,7 @@ import trio
 
 from p2pllm.config import Config
 from p2pllm.dht.exchange import PROTOCOL, Exchange
+from p2pllm.dht.pace import Pace, pace
 from p2pllm.dht.partners import Partners
 from p2pllm.dht.publish import Publisher
 from p2pllm.dht.record import Announcement, model_key, record_key, verify
@@ -45,8 +46,6 @@ WITHDRAW_FANOUT = 16
 WITHDRAW_TIMEOUT_S = 4.0
 GOSSIP_PAUSE_S = 0.5
 """News of so long travel together."""
-FIND_INTERVAL_S = 120.0
-"""How often the DHT is asked again although members answer: two halves of a swarm find each other this way."""
 ASKED_AT_ONCE = 4
 OPEN_PEERS_PER_MODEL_MAX = 512
 """Of a bootstrap node, which keeps records of every model."""
@@ -92,9 +91,15 @@ class Directory:
         self._asked = trio.Event()
         self._joined = trio.Event()  # the first peer has connected, or the bootstrap is over
         self._found_at = -math.inf
+        self._meet_at = -math.inf
         self._announced_at = -math.inf
 
     # -- for everybody
+
+    @property
+    def pace(self) -> Pace:
+        """How often we do what we do again and again, in a swarm of this size."""
+        return pace(self._config, self.view.count())
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the view fresh and our own records known, until cancelled."""
@@ -156,7 +161,7 @@ class Directory:
         Raises:
             ValueError: a field breaks a bound.
         """
-        stale = trio.current_time() - self._announced_at > self._config.announce_interval_s / 2
+        stale = trio.current_time() - self._announced_at > self.pace.announce_s / 2
         if self._publisher.want(ann) or stale:
             self._announce_now.set()
 
@@ -185,24 +190,27 @@ class Directory:
                 await self._announce_now.wait()
             self._announce_now = trio.Event()
             if not self._publisher.wanted:
-                pause = self._config.announce_interval_s
+                pause = math.inf
                 continue
-            await self._renew()
+            news = await self._renew()
             self._announced_at = trio.current_time()
             await self._joined.wait()
             async with trio.open_nursery() as nursery:
-                for peer in self._choose(ANNOUNCE_FANOUT):
+                for peer in self._choose(ANNOUNCE_FANOUT) if news else ():
                     nursery.start_soon(self._offer, peer, self._mine())
                 stored = await self._publisher.store()
-            pause = self._jitter(self._config.announce_interval_s if stored else self._config.rebootstrap_interval_s)
+            pause = self._jitter(self.pace.announce_s if stored else self._config.rebootstrap_interval_s)
             await trio.sleep(ANNOUNCE_PAUSE_S)
 
-    async def _renew(self) -> None:
+    async def _renew(self) -> bool:
+        """Sign our records anew; whether they say more than the last ones."""
         self._publisher.correct(self.view.time.offset_s())
-        await self._publisher.renew()
+        self._publisher.ttl_s = self.pace.ttl_s
+        news = await self._publisher.renew()
         for record in self._publisher.records.values():
             self._exchange.take(record, self._ports.network.me)
         self._tell_changed()
+        return news
 
     async def _join(self) -> None:
         await self._ports.network.bootstrap()
@@ -216,14 +224,14 @@ class Directory:
         while True:
             self._ask_now = trio.Event()
             answered = await self._ask_around()
-            if answered and self._publisher.correct(self.view.time.offset_s()):
+            if (answered and self._publisher.correct(self.view.time.offset_s())) or self._publisher.moved():
                 self._announce_now.set()
             self.lonely = not answered
             self._asked.set()
             self._asked = trio.Event()
             if answered:
                 failures = 0
-                pause = self._config.exchange_interval_s
+                pause = self.pace.exchange_s
             else:
                 pause = await self._rejoin(failures)
                 failures += 1
@@ -247,10 +255,12 @@ class Directory:
             if await self._ask(peer):
                 answered = True
                 break
-        stranger = self._partners.stranger(self.view, trio.current_time())
+        now = trio.current_time()
+        stranger = self._partners.stranger(self.view, now) if now >= self._meet_at else None
         if stranger is not None:
+            self._meet_at = now + self.pace.meet_s
             answered = await self._ask(stranger, ()) or answered
-        if not answered or trio.current_time() - self._found_at >= FIND_INTERVAL_S:
+        if not answered or trio.current_time() - self._found_at >= self.pace.find_s:
             answered = await self._find() or answered
         return answered
 
@@ -315,15 +325,16 @@ class Directory:
             log.debug("%s was not told: %s", peer, exc)
             self._partners.failed(peer, trio.current_time())
 
-    def _on_news(self, ann: Announcement, source: PeerId) -> None:
-        """A record came in: wake readers, and pass it on if we ever met its server."""
+    def _on_news(self, news: Sequence[Announcement], source: PeerId) -> None:
+        """Records came in: wake readers, and pass on those that say something new, if we ever met their servers."""
         self._tell_changed()
-        if ann.peer == self._ports.network.me:
-            if self._publisher.seen(ann):
-                self._announce_now.set()
-        elif self.view.reached(ann.peer):
-            self._gossip[ann.model, ann.peer] = source
-            self._gossip_now.set()
+        for ann in news:
+            if ann.peer == self._ports.network.me:
+                if self._publisher.seen(ann):
+                    self._announce_now.set()
+            elif self.view.reached(ann.peer):
+                self._gossip[ann.model, ann.peer] = source
+                self._gossip_now.set()
 
     async def _gossip_loop(self) -> None:
         while True:
@@ -344,7 +355,9 @@ class Directory:
 
     async def _expire_loop(self) -> None:
         while True:
-            await trio.sleep(max(0.5, self._config.ttl_s / 30))
+            # A record that comes in meanwhile may run out sooner, but hardly within a fraction of a ttl.
+            soon = trio.current_time() + max(0.5, self._config.ttl_s / 30)
+            await trio.sleep_until(min(max(soon, self.view.next_expiry), soon + self._config.ttl_s / 3))
             version = self.view.version
             self.view.expire(trio.current_time())
             if self.view.version != version:

@@ -15,6 +15,8 @@ from p2pllm.types import PeerId
 PEERS_MAX = 256
 QUORUM = 3
 """So many reached peers decide among themselves."""
+UNHEARD_SHARE = 16
+"""Fewer new votes than one of so many cannot move the median far: they are counted with the next ones."""
 
 
 class SwarmTime:
@@ -23,7 +25,9 @@ class SwarmTime:
     def __init__(self) -> None:
         self._met: OrderedDict[PeerId, float] = OrderedDict()
         self._strangers: OrderedDict[PeerId, float] = OrderedDict()
-        self._offset: float | None = 0.0
+        self._offset = 0.0
+        self._unheard = 0
+        """Votes that are not in ``_offset`` yet."""
 
     def note(self, peer: PeerId, offset_s: float, reached: bool) -> None:
         """A record of ``peer`` says that its clock is ahead of ours by so much."""
@@ -33,7 +37,7 @@ class SwarmTime:
         votes.move_to_end(peer)
         if len(votes) > PEERS_MAX:
             votes.popitem(last=False)
-        self._offset = None
+        self._unheard += 1
 
     def mark_reached(self, peer: PeerId) -> None:
         """From now on the vote of ``peer`` counts as that of somebody we know."""
@@ -42,9 +46,11 @@ class SwarmTime:
 
     def offset_s(self) -> float:
         """The median offset; our own clock has a vote too."""
-        if self._offset is None:
-            votes: Iterable[float] = self._met.values()
-            if len(self._met) < QUORUM:
-                votes = (*self._met.values(), *self._strangers.values())
-            self._offset = median((0.0, *votes))
+        few = len(self._met) < QUORUM
+        if self._unheard * UNHEARD_SHARE > len(self._met) + few * len(self._strangers):
+            offsets: Iterable[float] = self._met.values()
+            if few:
+                offsets = (*self._met.values(), *self._strangers.values())
+            self._offset = median((0.0, *offsets))
+            self._unheard = 0
         return self._offset

@@ -7,14 +7,17 @@ us pushes out its own. A record that has run out cannot come back.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
 from p2pllm.config import RecordConfig
 from p2pllm.dht.log import ChangeLog, Page
-from p2pllm.dht.record import Announcement, pack_entry, verify
+from p2pllm.dht.news import tells_more
+from p2pllm.dht.record import Announcement, check, pack_entry
+from p2pllm.dht.roster import Roster
 from p2pllm.dht.swarmtime import SwarmTime
 from p2pllm.types import ModelId, PeerId, ServerState
 
@@ -28,6 +31,8 @@ class Outcome(Enum):
     """What became of a record that was offered to the view."""
 
     NEWS = "news"
+    RENEWED = "renewed"
+    """A newer record that says nothing new but how busy its server is."""
     KNOWN = "known"
     """We have this one or a newer one."""
     STALE = "stale"
@@ -42,6 +47,7 @@ class Outcome(Enum):
 class _Entry:
     record: bytes
     ann: Announcement
+    digest: bytes
     born: float
     """When the record left its server, on our monotonic clock, as far as we were told."""
     expires: float
@@ -62,6 +68,12 @@ class SwarmView:
     ) -> None:
         self.version = 0
         """Goes up with every change."""
+        self.next_expiry = math.inf
+        """Nothing runs out before."""
+        self.servers_met = Roster()
+        """Servers that have not left and that were reached."""
+        self.strangers = Roster()
+        """The others that have not left."""
         self.time = SwarmTime()
         self._config = config
         self._me = me
@@ -110,14 +122,22 @@ class SwarmView:
         """Whether we ever met ``peer`` itself."""
         return peer in self._reached
 
-    def peers(self) -> Iterator[Announcement]:
+    def count(self) -> int:
+        """Servers that have not left, whatever their models."""
+        return len(self.servers_met) + len(self.strangers)
+
+    def serves(self, peer: PeerId) -> bool:
+        """Whether ``peer`` is a server that has not left."""
+        return peer in self.servers_met or peer in self.strangers
+
+    def peers(self) -> list[Announcement]:
         """One announcement of every server that has not left, whatever its model."""
-        seen: set[PeerId] = set()
-        for model in self._entries:
-            for ann in self.servers(model):
-                if ann.peer not in seen:
-                    seen.add(ann.peer)
-                    yield ann
+        found: dict[PeerId, Announcement] = {}
+        for entries in self._entries.values():
+            for peer, entry in entries.items():
+                if entry.ann.state is not ServerState.OFFLINE:
+                    found.setdefault(peer, entry.ann)
+        return list(found.values())
 
     def entry(self, model: ModelId, peer: PeerId, now: float) -> bytes | None:
         """A live record as it is handed on, with its age."""
@@ -126,14 +146,32 @@ class SwarmView:
             return None
         return pack_entry(entry.record, now - entry.born)
 
-    def page(self, model: ModelId, log_id: int, cursor: int, limit: int, now: float) -> tuple[Page, tuple[bytes, ...]]:
-        """What changed since a cursor of our log, as it is handed on."""
+    def page(
+        self, model: ModelId, log_id: int, cursor: int, limit: int, now: float, have: frozenset[bytes] = frozenset()
+    ) -> tuple[Page, tuple[bytes, ...]]:
+        """What changed since a cursor of our log, as it is handed on, but for what the asker has by its digest."""
         page = self._log.page(model, log_id, cursor, limit)
-        return page, tuple(entry for peer in page.peers if (entry := self.entry(model, peer, now)) is not None)
+        entries = self._entries.get(model, {})
+        found = []
+        for peer in page.peers:
+            entry = entries[peer]
+            if entry.digest not in have and entry.expires > now:
+                found.append(pack_entry(entry.record, now - entry.born))
+        return page, tuple(found)
+
+    def digests(self, model: ModelId, cursor: int, limit: int) -> tuple[bytes, ...]:
+        """Of the records that changed after a cursor of our log, the latest first."""
+        entries = self._entries.get(model, {})
+        return tuple(entries[peer].digest for peer in self._log.since(model, cursor)[:limit])
 
     @property
     def log_id(self) -> int:
         return self._log.id
+
+    @property
+    def cursor(self) -> int:
+        """Of our log, now."""
+        return self._log.cursor
 
     # -- changing
 
@@ -145,9 +183,10 @@ class SwarmView:
         Raises:
             RemoteProtocolError: forged or malformed; whoever handed it on did not check it.
         """
-        ann = verify(record)
+        checked = check(record)
+        record, ann = checked.record, checked.ann
         old = self._entries.get(ann.model, {}).get(ann.peer)
-        if old is not None and (ann.sequence, record) <= (old.ann.sequence, old.record):
+        if old is not None and (old.record is record or (ann.sequence, record) <= (old.ann.sequence, old.record)):
             return Outcome.KNOWN
         if not self._follows(ann.model):
             return Outcome.FOREIGN
@@ -159,34 +198,59 @@ class SwarmView:
         expires = now - age_s + ann.ttl_ms / 1000
         if expires <= now or abs(issued - wall - self.time.offset_s()) > self._config.clock_tolerance_s:
             return Outcome.STALE
-        if old is None and not self._make_room(ann.model, ann.peer):
-            return Outcome.FULL
-        self._arrivals += 1
+        if old is None:
+            if not self._make_room(ann.model, ann.peer):
+                return Outcome.FULL
+            self._arrivals += 1
+            self._gone.pop((ann.model, ann.peer), None)
         arrival, giver = (self._arrivals, source) if old is None else (old.arrival, old.source)
-        self._entries.setdefault(ann.model, {})[ann.peer] = _Entry(record, ann, now - age_s, expires, giver, arrival)
-        self._gone.pop((ann.model, ann.peer), None)
+        entry = _Entry(record, ann, checked.digest, now - age_s, expires, giver, arrival)
+        self._entries.setdefault(ann.model, {})[ann.peer] = entry
         self._log.touch(ann.model, ann.peer)
+        self.next_expiry = min(self.next_expiry, expires)
         self.version += 1
+        if old is not None and not tells_more(old.ann, ann):
+            return Outcome.RENEWED
+        self._enroll(ann.peer)
         return Outcome.NEWS
 
     def expire(self, now: float) -> None:
         """Drop what has run out."""
+        if now < self.next_expiry:
+            return
         for model in list(self._entries):
             for peer, entry in list(self._entries[model].items()):
                 if entry.expires <= now:
                     self._remove(model, peer)
                     # Remembered for as long as its ``issued`` could still pass anywhere.
                     self._gone[model, peer] = (entry.ann.sequence, now + 2 * self._config.clock_tolerance_s)
+        lives = (entry.expires for entries in self._entries.values() for entry in entries.values())
+        self.next_expiry = min(lives, default=math.inf)
         while self._gone and (len(self._gone) > GONE_MAX or next(iter(self._gone.values()))[1] <= now):
             self._gone.popitem(last=False)
 
     def mark_reached(self, peer: PeerId) -> None:
         """``peer`` itself answered: its record is more than somebody's word."""
+        known = peer in self._reached
         self._reached[peer] = None
         self._reached.move_to_end(peer)
+        if known:
+            return
         if len(self._reached) > REACHED_MAX:
-            self._reached.popitem(last=False)
+            forgotten, _ = self._reached.popitem(last=False)
+            self._enroll(forgotten)
+        self._enroll(peer)
         self.time.mark_reached(peer)
+
+    def _enroll(self, peer: PeerId) -> None:
+        """List ``peer`` where it belongs now."""
+        entries = (held.get(peer) for held in self._entries.values())
+        here = any(entry is not None and entry.ann.state is not ServerState.OFFLINE for entry in entries)
+        for roster, belongs in ((self.servers_met, peer in self._reached), (self.strangers, peer not in self._reached)):
+            if here and belongs:
+                roster.add(peer)
+            else:
+                roster.discard(peer)
 
     def _follows(self, model: ModelId) -> bool:
         if self._models is not None:
@@ -216,5 +280,6 @@ class SwarmView:
         del entries[peer]
         if not entries:
             del self._entries[model]
+        self._enroll(peer)
         self._log.drop(model, peer)
         self.version += 1

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import trio
 
 from p2pllm.config import ServerConfig
+from p2pllm.dht.pace import slower
 from p2pllm.dht.ping import ping
 from p2pllm.dht.record import PINGS_MAX, Announcement
 from p2pllm.ports import Ports
@@ -71,7 +72,9 @@ class NextHopPings:
         while self._config.next_hop_pings_max > 0:
             await trio.sleep(pause_s * self._ports.rng.uniform(0.5, 1.5))
             await self.round()
-            pause_s = self._config.ping_interval_s if self._known else min(FIRST_PAUSE_S * 5, 2 * pause_s)
+            # As rarely as records are renewed: that is how often the swarm hears of it.
+            usual_s = self._config.ping_interval_s * slower(len(self._servers()))
+            pause_s = usual_s if self._known else min(FIRST_PAUSE_S * 5, 2 * pause_s)
 
     async def round(self) -> None:
         """Measure once."""

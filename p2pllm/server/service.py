@@ -284,7 +284,7 @@ class Server:
         assert self._serving is not None
         assert self._speed is not None
         while not self._stop.is_set():
-            await trio.sleep(self._config.records.announce_interval_s)
+            await trio.sleep(self._directory.pace.announce_s)
             step_s = self._serving.engine.step_s
             if step_s and not self._plan.throughput:
                 self._speed = replace(self._speed, step_s=step_s)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 from p2pllm.config import WireLimits
 from p2pllm.errors import RemoteProtocolError
 from p2pllm.types import Span
-from p2pllm.wire.messages import FaultKind
+from p2pllm.wire.messages import DIGEST_BYTES, FaultKind
 
 CODECS = ("int8", "bf16", "fp16", "fp32")
 """Tensor codecs in the order of their wire numbers."""
@@ -76,6 +76,15 @@ def load_ints(raw: object, count_max: int, value_max: int) -> tuple[int, ...]:
 
 def _integers(count_max: int, value_max: int) -> Field:
     return Field(lambda raw: load_ints(raw, count_max, value_max), dump_ints)
+
+
+def _digests(count_max: int) -> Field:
+    def load(raw: Any) -> tuple[bytes, ...]:
+        if type(raw) is not bytes or len(raw) % DIGEST_BYTES or len(raw) > count_max * DIGEST_BYTES:
+            _refuse(f"not a byte string of at most {count_max} digests of {DIGEST_BYTES} bytes")
+        return tuple(raw[start : start + DIGEST_BYTES] for start in range(0, len(raw), DIGEST_BYTES))
+
+    return Field(load, b"".join)
 
 
 def _seconds(cap: float | None = None) -> Field:
@@ -196,5 +205,6 @@ def codecs(limits: WireLimits) -> dict[str, Field]:
         "points": _integers(limits.blocks_max + 1, limits.blocks_max),
         "positions": _integers(limits.rows_max, limits.length_max),
         "counts": _integers(limits.rows_max, limits.step_tokens_max),
+        "digests": _digests(limits.digests_max),
         "row_indices": _integers(limits.rows_max, limits.rows_max - 1),
     }

@@ -242,6 +242,9 @@ class Forwarded:
 
 # -- info and records ---------------------------------------------------------------------------------------------
 
+DIGEST_BYTES = 8
+"""Of a record, BLAKE2b: enough to tell what somebody has; a record itself is trusted for its signature."""
+
 
 @dataclass(frozen=True, slots=True)
 class InfoRequest:
@@ -265,12 +268,14 @@ class RecordsRequest:
 
     Attributes:
         log: random id of the log that ``cursor`` belongs to; a restarted member has another one and starts over.
+        have: digests of records that the asker has from others and need not be sent, ``DIGEST_BYTES`` each.
     """
 
     model: ModelId
     log: int = 0
     cursor: int = 0
     limit: int = 128
+    have: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -359,7 +359,13 @@ _TABLE: dict[type[Any], tuple[int, dict[str, tuple[str, str]]]] = {
     m.Info: (25, {"nonce": ("n", "u64"), "record": ("r", "record")}),
     m.RecordsRequest: (
         26,
-        {"model": ("m", "model"), "log": ("g", "u64"), "cursor": ("c", "u64"), "limit": ("n", "page")},
+        {
+            "model": ("m", "model"),
+            "log": ("g", "u64"),
+            "cursor": ("c", "u64"),
+            "limit": ("n", "page"),
+            "have": ("h", "digests"),
+        },
     ),
     m.RecordsPage: (27, {"log": ("g", "u64"), "cursor": ("c", "u64"), "more": ("o", "bool")}),
     m.RecordsOffer: (28, {}),

@@ -10,9 +10,9 @@ from p2pllm.dht.exchange import OFFERS_BURST, PROTOCOL, Exchange
 from p2pllm.dht.record import pack_entry, verify
 from p2pllm.dht.view import SwarmView
 from p2pllm.errors import PeerLost, RemoteProtocolError
-from p2pllm.types import ModelId, SessionId
+from p2pllm.types import ModelId, SessionId, Span
 from p2pllm.wire.frame import MessageReader, encode_message
-from p2pllm.wire.messages import Closed, Fault, FaultKind, RecordsOffer, RecordsPage, RecordsRequest
+from p2pllm.wire.messages import DIGEST_BYTES, Closed, Fault, FaultKind, RecordsOffer, RecordsPage, RecordsRequest
 from sim.network import EPOCH_S, SimWorld
 from sim.ports import sim_ports
 from tests.dht.swarm import MODEL, Node, announcement, bootstrap_node, peer, record, until
@@ -25,7 +25,7 @@ def member(world, name, models=(MODEL,)):
     ports = sim_ports(world, name)
     view = SwarmView(RecordConfig(), models, log_id=5, me=ports.network.me)
     news = []
-    exchange = Exchange(ports, WireLimits(), view, lambda ann, source: news.append((ann.peer, source)))
+    exchange = Exchange(ports, WireLimits(), view, lambda anns, source: news.extend((ann.peer, source) for ann in anns))
     ports.network.serve(PROTOCOL, exchange.handle)
     return ports.network, exchange, view, news
 
@@ -36,9 +36,9 @@ def pair(world):
     return server, client
 
 
-def fill(view, names, at=0.0):
+def fill(view, names, at=0.0, **fields):
     for name in names:
-        view.merge(record(name, at=at), trio.current_time(), EPOCH_S + trio.current_time())
+        view.merge(record(name, at=at, **fields), trio.current_time(), EPOCH_S + trio.current_time())
 
 
 async def talk(network, to, *messages):
@@ -68,9 +68,65 @@ async def test_an_asker_gets_everything_once_and_then_only_news():
         assert have.reached(client.me)
         await exchange.ask(server.me, [MODEL], ())
         assert len(news) == 300
-        fill(have, ["s7"], at=1)
+        fill(have, ["s7"], at=1, span=Span(4, 8))
+        fill(have, ["s8"], at=1, queue=3)
         await exchange.ask(server.me, [MODEL], ())
         assert news[300:] == [(peer("s7"), server.me)]
+        assert view.get(MODEL, peer("s8")).queue == 3
+
+
+async def test_what_others_told_us_is_not_repeated():
+    async with SimWorld() as world:
+        (server, _, have, _), (_, exchange, view, _) = pair(world)
+        names = [f"s{i}" for i in range(20)]
+        fill(have, names)
+        fill(view, names[:15])
+        sent = []
+        world.tap = lambda stream, data: sent.append(len(data)) or data
+        await exchange.ask(server.me, [MODEL], ())
+        assert {ann.peer for ann in view.servers(MODEL)} == {peer(name) for name in names}
+        size = len(record("s0"))
+        assert 5 * size < sum(sent) < 6 * size + 20 * DIGEST_BYTES
+        fill(have, names, at=1, queue=1)
+        fill(view, names, at=1, queue=1)
+        del sent[:]
+        await exchange.ask(server.me, [MODEL], ())
+        assert sum(sent) < size + 20 * DIGEST_BYTES
+
+
+async def test_one_stream_is_kept_and_our_own_records_are_told_once():
+    async with SimWorld() as world:
+        (server, _, have, _), (_, exchange, view, _) = pair(world)
+        opened, told = [], []
+        inner = server._handlers[PROTOCOL]
+
+        async def count(stream):
+            opened.append(stream)
+            await inner(stream)
+
+        server.serve(PROTOCOL, count)
+        world.tap = lambda stream, data: told.append(data.count(b"mine")) or data
+        view.merge(record("client", model_name="mine"), 0.0, EPOCH_S)
+        mine = (pack_entry(record("client", model_name="mine"), 0),)
+        for _ in range(3):
+            await exchange.ask(server.me, [MODEL], mine)
+            await trio.sleep(60)
+        assert (len(opened), sum(told)) == (1, 1)
+        assert have.servers(MODEL)
+        await trio.sleep(200)  # the other side has hung up
+        await exchange.ask(server.me, [MODEL], mine)
+        assert (len(opened), sum(told)) == (2, 2), "it may have been restarted"
+
+
+async def test_who_hangs_in_a_kept_stream_is_left_in_time():
+    async with SimWorld() as world:
+        (server, _, _, _), (_, exchange, _, _) = pair(world)
+        await exchange.ask(server.me, [MODEL], ())
+        world.hang("server")
+        begun = trio.current_time()
+        with pytest.raises(PeerLost):
+            await exchange.ask(server.me, [MODEL], ())
+        assert trio.current_time() - begun < 11
 
 
 async def test_ages_add_up_over_hops():
@@ -146,7 +202,7 @@ async def test_answers_that_are_none_are_protocol_errors(answer):
 
 async def test_a_member_that_never_stops_or_never_answers_is_left():
     async with SimWorld() as world:
-        (server, _, _, _), (_, exchange, _, _) = pair(world)
+        (server, _, _, _), (client, exchange, _, _) = pair(world)
         pages = 0
 
         async def endless(stream):
@@ -163,6 +219,7 @@ async def test_a_member_that_never_stops_or_never_answers_is_left():
             await trio.sleep_forever()
 
         server.serve(PROTOCOL, mute)
+        await client.close_peer(server.me)
         begun = trio.current_time()
         with pytest.raises(PeerLost, match="did not finish"):
             await exchange.ask(server.me, [MODEL], ())
@@ -308,7 +365,10 @@ async def test_records_of_servers_that_nobody_met_are_not_gossiped():
         evil.learn(nodes[0].me, nodes[0].ports.network.addrs)
         stream = await evil.open_stream(nodes[0].me, PROTOCOL)
         await stream.send_all(encode_message(RecordsOffer((pack_entry(record("ghost", at=60), 0),))))
-        await trio.sleep(200)
+        await trio.sleep(100)
+        for node in nodes:
+            node.serve(Span(4, 8))
+        await trio.sleep(100)
         assert nodes[0].view.get(MODEL, peer("ghost")) is None or not nodes[0].view.reached(peer("ghost"))
         assert set(offered) <= {node.me for node in nodes}
         assert offered

@@ -297,3 +297,13 @@ def test_config_defaults_are_those_of_the_design():
     assert records.ttl_s <= 300
     assert records.announce_interval_s * 2 < records.ttl_s
     assert announcement().num_blocks == 8
+
+
+async def test_new_addresses_are_told_at_once():
+    async with SimWorld(22) as world:
+        bootstrap_node(world)
+        node, other = Node(world, "s").serve(), Node(world, "other").serve()
+        await trio.sleep(30)
+        host = world.hosts["s"]
+        host._addrs = (f"/ip4/10.9.9.9/tcp/4001/p2p/{host.me}",)
+        await until(lambda: other.view.get(MODEL, node.me).addrs == host.addrs, other, 30)

@@ -100,6 +100,7 @@ def forwards(draw: Any) -> m.Forward:
 
 rows = st.lists(st.integers(0, 1 << 20), min_size=1, max_size=8).map(tuple)
 ids_or_none = st.integers(-1, 2**32 - 1)
+digests = st.lists(st.binary(min_size=8, max_size=8), max_size=20).map(tuple)
 records = st.lists(st.binary(max_size=300), max_size=6).map(tuple)
 
 messages: st.SearchStrategy[m.Message] = st.one_of(
@@ -126,7 +127,7 @@ messages: st.SearchStrategy[m.Message] = st.one_of(
     st.builds(m.Forwarded, u32, tensors(), seconds, seconds),
     st.builds(m.InfoRequest, u64, models),
     st.builds(m.Info, u64, st.binary(max_size=8192)),
-    st.builds(m.RecordsRequest, models, u64, u64, st.integers(1, 256)),
+    st.builds(m.RecordsRequest, models, u64, u64, st.integers(1, 256), digests),
     st.builds(m.RecordsPage, u64, u64, st.booleans(), records),
     st.builds(m.RecordsOffer, records),
 )

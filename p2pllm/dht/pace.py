@@ -1,0 +1,54 @@
+"""How often a node does what it does again and again: the more servers, the more rarely.
+
+Invariants: pure. Every server's record reaches every member, so with fixed intervals a member's traffic would grow with
+the swarm. Up to ``SERVERS_AT_FULL_PACE`` servers the configured intervals hold; beyond that a record is renewed, and
+lives, in proportion to their number, so that a member takes in about ``SERVERS_AT_FULL_PACE`` records per
+``announce_interval_s`` however many there are. What changes is told at once in any case. A record's life stays the
+configured number of intervals and never exceeds ``ttl_max_s``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+from p2pllm.config import RecordConfig
+
+SERVERS_AT_FULL_PACE = 200
+FIND_INTERVAL_S = 120.0
+"""How often the DHT is asked again although members answer: two halves of a swarm find each other this way."""
+
+
+def slower(servers: int) -> float:
+    """How many times longer than configured the intervals are in a swarm of so many servers."""
+    return max(1.0, servers / SERVERS_AT_FULL_PACE)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Intervals for now.
+
+    Attributes:
+        announce_s: until a record that says nothing new is renewed.
+        exchange_s: until a partner is asked what is new: each time brings more, so it need not slow down as much.
+        find_s: until the DHT is asked again.
+        meet_s: after which a round with partners also calls on a server that was never reached.
+    """
+
+    announce_s: float
+    ttl_s: float
+    exchange_s: float
+    find_s: float
+    meet_s: float
+
+
+def pace(config: RecordConfig, servers: int) -> Pace:
+    """The intervals of a member that knows so many servers."""
+    factor = max(1.0, min(slower(servers), config.ttl_max_s / config.ttl_s))
+    return Pace(
+        announce_s=config.announce_interval_s * factor,
+        ttl_s=config.ttl_s * factor,
+        exchange_s=config.exchange_interval_s * sqrt(factor),
+        find_s=FIND_INTERVAL_S * factor,
+        meet_s=config.exchange_interval_s * (factor - 1),
+    )
