@@ -3,7 +3,7 @@
     crash@12.5=s3              s3 crashes after 12.5 s, for good
     crash@12.5=s3+20           the same, and comes back empty 20 s later
     slow@10=s2+30*4            for 30 s the passes of s2 take four times as long
-    partition@40=s0,s1|s2+15   for 15 s two groups do not hear each other, nor anybody else
+    partition@40=s0&s1|s2+15   for 15 s two groups do not hear each other, nor anybody else
 
 Invariants: pure; an event is its text, both ways. ``sim.disorder_processes`` draws schedules, ``sim.disorder_acts``
 does to a swarm what they say, ``sim.shrink`` makes small ones of large ones.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -82,7 +82,7 @@ NATURES: dict[Fault, Nature] = {
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _NAME = r"[A-Za-z0-9_.'-]+"
 _EVENT = re.compile(
-    rf"(?P<kind>[a-z_]+)@(?P<at>{_NUMBER})=(?P<target>{_NAME}(?:[,|]{_NAME})*)"
+    rf"(?P<kind>[a-z_]+)@(?P<at>{_NUMBER})=(?P<target>{_NAME}(?:[&|]{_NAME})*)"
     rf"(?:\+(?P<for>{_NUMBER}))?(?:\*(?P<amount>{_NUMBER}))?"
 )
 FORM = "KIND@SECONDS=HOST, then +SECONDS for how long and *NUMBER for how much, such as slow@10=s2+30*4"
@@ -94,7 +94,7 @@ class Event:
 
     Attributes:
         at_s: virtual seconds from the beginning.
-        target: a host; for a partition its groups, as ``a,b|c``.
+        target: a host; for a partition its groups, as ``a&b|c``.
         for_s: how long; None: for good, or for what has no duration.
         amount: how much, see ``NATURES``; None: as usual.
 
@@ -145,7 +145,7 @@ class Event:
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """The target of a partition."""
-        return tuple(tuple(group.split(",")) for group in self.target.split("|"))
+        return tuple(tuple(group.split("&")) for group in self.target.split("|"))
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -192,6 +192,18 @@ def schedule_of(texts: Iterable[str]) -> Schedule:
 def in_order(events: Iterable[Event]) -> Schedule:
     """Events as a schedule; who was named first stays first where moments are equal."""
     return tuple(sorted(events, key=lambda event: event.at_s))
+
+
+def check_names(schedule: Schedule, names: Sequence[str]) -> None:
+    """Whether everybody whom a schedule names is there.
+
+    Raises:
+        UserError: somebody is not.
+    """
+    for event in schedule:
+        for name in event.hosts:
+            if name not in names:
+                raise UserError(f"{event}: there is no host {name!r}; there are: {', '.join(names)}")
 
 
 def texts_of(schedule: Schedule) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pllm.errors import UserError
-from sim.disorder import NATURES, Event, Fault, in_order, schedule_of, texts_of
+from sim.disorder import NATURES, Event, Fault, check_names, in_order, schedule_of, texts_of
 
 names = st.sampled_from(["s0", "client", "eu-3", "a.b", "s1'"])
 seconds = st.floats(0, 1e6, allow_nan=False)
@@ -19,7 +19,7 @@ seconds = st.floats(0, 1e6, allow_nan=False)
 def events(draw: st.DrawFn) -> Event:
     kind = draw(st.sampled_from(list(Fault)))
     nature = NATURES[kind]
-    groups = draw(st.lists(st.lists(names, min_size=1, max_size=3).map(",".join), min_size=1, max_size=3))
+    groups = draw(st.lists(st.lists(names, min_size=1, max_size=3).map("&".join), min_size=1, max_size=3))
     target = "|".join(groups) if kind is Fault.PARTITION else draw(names)
     for_s = draw(st.none() | st.floats(1e-6, 1e6)) if nature.lasts else None
     low, high = max(nature.low, -1e6), min(nature.high, 1e6)
@@ -44,7 +44,7 @@ def test_texts_that_users_type():
     slow = Event.parse("slow@10=s2+30*4")
     assert (slow.at_s, slow.kind, slow.target, slow.for_s, slow.amount) == (10, Fault.SLOW, "s2", 30, 4)
     assert slow.ends_s == 40
-    split = Event.parse("partition@40=s0,s1|s2+15")
+    split = Event.parse("partition@40=s0&s1|s2+15")
     assert split.groups == (("s0", "s1"), ("s2",))
     assert split.hosts == ("s0", "s1", "s2")
     crash = Event.parse("crash@12.5=s3")
@@ -66,7 +66,7 @@ def test_texts_that_users_type():
         ("flaky@3=s0*1.5", "between 0 and 0.9"),
         ("hang@3=s0+0", "more than 0 s"),
         ("hang@-3=s0", "no moment"),
-        ("hang@3=s0,s1", "one host"),
+        ("hang@3=s0&s1", "one host"),
     ],
 )
 def test_what_is_no_event_is_told_in_one_line(text, complaint):
@@ -75,3 +75,10 @@ def test_what_is_no_event_is_told_in_one_line(text, complaint):
     assert complaint in str(caught.value)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_who_is_not_there_is_named():
+    schedule = schedule_of(["crash@1=s0", "partition@2=s0&s7|s1"])
+    check_names(schedule, ["s0", "s1", "s7"])
+    with pytest.raises(UserError, match=r"partition@2=s0&s7\|s1: there is no host 's7'; there are: s0, s1"):
+        check_names(schedule, ["s0", "s1"])

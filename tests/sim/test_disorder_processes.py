@@ -78,7 +78,7 @@ def test_load_is_shared_and_a_broken_chain_carries_none():
 
 def test_a_trace_is_read(tmp_path):
     file = tmp_path / "trace.csv"
-    file.write_text('at_s,kind,target,for_s,amount\n7,crash,s1,,\n3.5,slow,s0,10,4\n9,partition,"s0,s1|s2",5,\n')
+    file.write_text("at_s,kind,target,for_s,amount\n7,crash,s1,,\n3.5,slow,s0,10,4\n9,partition,s0&s1|s2,5,\n")
     schedule = draw(Churn("trace", trace=str(file)), [], 8, random.Random(0))
     assert texts_of(schedule) == ("slow@3.5=s0+10*4", "crash@7=s1")
     assert parse_trace("at_s,kind,target\n1,restart,s0\n", "x")[0].kind is Fault.RESTART
