@@ -13,6 +13,8 @@ import trio
 import trio._core._run as trio_run
 from trio.testing import MockClock
 
+from sim.ambient import pinned
+
 T = TypeVar("T")
 
 
@@ -24,7 +26,8 @@ def run(main: Callable[[], Awaitable[T]], seed: int = 0) -> T:
     private[switch] = True
     trio_run._r.seed(seed)
     try:
-        return trio.run(main, clock=MockClock(autojump_threshold=0))
+        with pinned(seed):
+            return trio.run(main, clock=MockClock(autojump_threshold=0))
     finally:
         private[switch] = before
         trio_run._r.setstate(state)

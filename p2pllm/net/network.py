@@ -117,6 +117,11 @@ class Libp2pNetwork:
 
     # --- peers ---
 
+    @property
+    def connected(self) -> tuple[PeerId, ...]:
+        """Peers with a live connection."""
+        return self._peers.connected
+
     async def close_peer(self, peer: PeerId) -> None:
         async with trio.open_nursery() as nursery:
             for conn in self._peers.all(peer):
