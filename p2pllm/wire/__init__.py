@@ -16,6 +16,9 @@ PUSH = "/p2pllm/1/push"
 FORWARD = "/p2pllm/1/forward"
 """Whole sequences through a span without cache: Forward, Forwarded."""
 
+BACKWARD = "/p2pllm/1/backward"
+"""Gradients back through a span, stateless: Backward, Backwarded."""
+
 INFO = "/p2pllm/1/info"
 """InfoRequest, Info: a server's current announcement, and a ping."""
 

@@ -240,6 +240,35 @@ class Forwarded:
     compute_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """The way back through a span; nothing is kept between a Forward and its Backward.
+
+    The payload is the inputs as they went forward, [sum(counts), hidden], then the gradient at the outputs, the same
+    shape, each in its own codec.
+    """
+
+    request: int
+    model: ModelId
+    span: Span
+    counts: tuple[int, ...]
+    activations: str
+    tensor: TensorHeader
+    gradient: TensorHeader
+    codec_points: tuple[int, ...] = ()
+    adapter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Backwarded:
+    """The gradient at the inputs, in the codec of the one that came; or a Fault whose ``step`` is the request id."""
+
+    request: int
+    tensor: TensorHeader
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+
 # -- info and records ---------------------------------------------------------------------------------------------
 
 DIGEST_BYTES = 8
@@ -297,5 +326,5 @@ class RecordsOffer:
 
 Message = (
     Open | Rewire | Attach | Step | Close | Opened | Attached | Answer | Closed | Fault | Unpushed
-    | Forward | Forwarded | InfoRequest | Info | RecordsRequest | RecordsPage | RecordsOffer
+    | Forward | Forwarded | Backward | Backwarded | InfoRequest | Info | RecordsRequest | RecordsPage | RecordsOffer
 )  # fmt: skip

@@ -9,7 +9,6 @@ that a header cannot make msgpack build large nested lists.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -18,8 +17,10 @@ import msgpack
 
 from p2pllm.config import WireLimits
 from p2pllm.errors import LocalProtocolError, RemoteProtocolError
+from p2pllm.wire import checks as c
 from p2pllm.wire import fields as f
 from p2pllm.wire import messages as m
+from p2pllm.wire.checks import refuse
 
 _MISSING: Any = object()
 
@@ -56,6 +57,8 @@ class Shape:
     """(attribute, key, codec, default or _MISSING), in the order of the dataclass."""
     check: Callable[[Any, WireLimits], None] | None
     tensor: bool
+    gradient: bool
+    """A second tensor of the same shape follows the first."""
     records: bool
 
     def required(self, name: str) -> bool:
@@ -80,7 +83,9 @@ class Schema:
                 default = _MISSING if field.default is dataclasses.MISSING else field.default
                 spec.append((field.name, key, codecs[codec], default))
             names = {field.name for field in dataclasses.fields(kind)}
-            shape = Shape(kind, number, tuple(spec), _CHECKS.get(kind), "tensor" in names, "records" in names)
+            shape = Shape(
+                kind, number, tuple(spec), _CHECKS.get(kind), "tensor" in names, "gradient" in names, "records" in names
+            )
             self.shapes[kind] = self._numbers[number] = shape
 
     def pack(self, message: m.Message, payload: bytes | bytearray | memoryview) -> tuple[bytes, Any]:
@@ -106,13 +111,15 @@ class Schema:
                     out[key] = raw
             if shape.tensor:
                 self._pack_tensor(message.tensor, out)  # type: ignore[union-attr]
+            if shape.gradient:
+                self._pack_gradient(message.gradient, out)  # type: ignore[union-attr]
             if shape.records:
                 out["l"] = f.dump_ints([len(record) for record in records])
                 _check_cuts(out["l"], size, self.limits)
             if shape.tensor or shape.records:
                 self._check_payload(shape, message, size)
             elif size:
-                _refuse(f"{shape.kind.__name__} carries no payload")
+                refuse(f"{shape.kind.__name__} carries no payload")
             if shape.check is not None:
                 shape.check(message, self.limits)
         except RemoteProtocolError as exc:
@@ -132,10 +139,10 @@ class Schema:
         number = raw.get("t")
         shape = self._numbers.get(number) if type(number) is int else None
         if shape is None:
-            _refuse(f"unknown message type {number!r:.40}")
+            refuse(f"unknown message type {number!r:.40}")
         size = raw.get("p", 0)
         if type(size) is not int or not 0 <= size <= self.limits.payload_bytes_max:
-            _refuse(f"payload of {size!r:.40} bytes; at most {self.limits.payload_bytes_max} are allowed")
+            refuse(f"payload of {size!r:.40} bytes; at most {self.limits.payload_bytes_max} are allowed")
         values: dict[str, Any] = {}
         get = raw.get
         try:
@@ -144,15 +151,19 @@ class Schema:
                 if item is not _MISSING:
                     values[name] = codec.load(item)
                 elif default is _MISSING:
-                    _refuse(f"key {key!r} is missing")
+                    refuse(f"key {key!r} is missing")
             cuts = None
             if shape.tensor:
-                values["tensor"] = self._unpack_tensor(raw, size)
+                rest = size
+                if shape.gradient:
+                    values["gradient"] = gradient = self._unpack_gradient(raw, size)
+                    rest -= gradient.size
+                values["tensor"] = self._unpack_tensor(raw, rest)
             elif shape.records:
                 cuts = _check_cuts(raw.get("l", b""), size, self.limits)
                 values["records"] = ()
             elif size:
-                _refuse("it carries no payload")
+                refuse("it carries no payload")
             message = shape.kind(**values)
             if shape.tensor or shape.records:
                 self._check_payload(shape, message, size)
@@ -165,7 +176,7 @@ class Schema:
     def _pack_tensor(self, tensor: m.TensorHeader, out: dict[str, Any]) -> None:
         number = f.CODEC_NUMBERS.get(tensor.codec)
         if number is None:
-            _refuse(f"unknown codec {tensor.codec!r}")
+            refuse(f"unknown codec {tensor.codec!r}")
         out["x"] = number
         out["s"] = list(tensor.shape)
         if tensor.zstd:
@@ -175,45 +186,61 @@ class Schema:
         number = raw.get("x")
         codec = f.CODECS[number] if type(number) is int and 0 <= number < len(f.CODECS) else None
         if codec is None:
-            _refuse(f"unknown codec {number!r:.40}")
+            refuse(f"unknown codec {number!r:.40}")
         shape = raw.get("s")
         if type(shape) is not list or len(shape) != 2 or type(shape[0]) is not int or type(shape[1]) is not int:
-            _refuse("a tensor's shape is two integers")
+            refuse("a tensor's shape is two integers")
         zstd = raw.get("z", False)
         if type(zstd) is not bool:
-            _refuse("the zstd flag is a boolean")
+            refuse("the zstd flag is a boolean")
         return m.TensorHeader(codec, (shape[0], shape[1]), size, zstd)
+
+    def _pack_gradient(self, gradient: m.TensorHeader, out: dict[str, Any]) -> None:
+        own: dict[str, Any] = {}
+        self._pack_tensor(gradient, own)
+        out["gx"], out["gp"] = own["x"], gradient.size
+        if gradient.zstd:
+            out["gz"] = True
+
+    def _unpack_gradient(self, raw: dict[str, Any], total: int) -> m.TensorHeader:
+        size = raw.get("gp")
+        if type(size) is not int or not 0 <= size <= total:
+            refuse(f"a gradient of {size!r:.40} bytes in a payload of {total}")
+        keys = {"x": raw.get("gx"), "s": raw.get("s"), "z": raw.get("gz", False)}
+        return self._unpack_tensor(keys, size)
 
     def _check_payload(self, shape: Shape, message: Any, size: int) -> None:
         """Whether a payload of ``size`` bytes is what the header describes."""
         if size > self.limits.payload_bytes_max:
-            _refuse(f"payload of {size} bytes; at most {self.limits.payload_bytes_max} are allowed")
+            refuse(f"payload of {size} bytes; at most {self.limits.payload_bytes_max} are allowed")
         if not shape.tensor:
             return
-        tensor: m.TensorHeader = message.tensor
+        if shape.gradient:
+            gradient: m.TensorHeader = message.gradient
+            self._check_tensor(gradient, gradient.size)
+            size -= gradient.size
+        self._check_tensor(message.tensor, size)
+
+    def _check_tensor(self, tensor: m.TensorHeader, size: int) -> None:
         tokens, hidden = tensor.shape
         if not (0 <= tokens <= self.limits.step_tokens_max and 1 <= hidden <= self.limits.hidden_max):
-            _refuse(f"tensor of shape [{tokens}, {hidden}] is beyond the limits")
+            refuse(f"tensor of shape [{tokens}, {hidden}] is beyond the limits")
         if tensor.size != size:
-            _refuse(f"payload of {size} bytes where its header says {tensor.size}")
+            refuse(f"payload of {size} bytes where its header says {tensor.size}")
         plain = m.plain_size(tensor.codec, tokens, hidden)
         if plain > self.limits.payload_bytes_max:
-            _refuse(f"tensor of {plain} bytes; at most {self.limits.payload_bytes_max} are allowed")
+            refuse(f"tensor of {plain} bytes; at most {self.limits.payload_bytes_max} are allowed")
         if tensor.zstd:
             if not 0 < size < plain:  # otherwise it is sent as it is
-                _refuse(f"{size} compressed bytes cannot be a {tensor.codec} tensor of [{tokens}, {hidden}]")
+                refuse(f"{size} compressed bytes cannot be a {tensor.codec} tensor of [{tokens}, {hidden}]")
         elif size != plain:
-            _refuse(f"{size} bytes are no {tensor.codec} tensor of [{tokens}, {hidden}], which has {plain}")
+            refuse(f"{size} bytes are no {tensor.codec} tensor of [{tokens}, {hidden}], which has {plain}")
 
 
 @lru_cache(maxsize=8)
 def schema_for(limits: WireLimits) -> Schema:
     """The schema of these limits, built once."""
     return Schema(limits)
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise RemoteProtocolError(reason)
 
 
 def _refuse_extension(code: int, data: bytes) -> NoReturn:
@@ -229,63 +256,24 @@ def _unpack_map(header: bytes | memoryview) -> dict[str, Any]:
     except (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as exc:
         raise RemoteProtocolError(f"header is no msgpack map: {type(exc).__name__}") from None
     if type(raw) is not dict:
-        _refuse("header is no msgpack map")
+        refuse("header is no msgpack map")
     return raw
 
 
 def _check_cuts(raw: object, size: int, limits: WireLimits) -> tuple[int, ...]:
     cuts = f.load_ints(raw, limits.records_per_page_max, limits.record_bytes_max)
     if sum(cuts) != size:
-        _refuse(f"records of {sum(cuts)} bytes in a payload of {size}")
+        refuse(f"records of {sum(cuts)} bytes in a payload of {size}")
     return cuts
 
 
-# -- checks across fields -----------------------------------------------------------------------------------------
-
-
-def _check_points(points: tuple[int, ...]) -> None:
-    if any(a >= b for a, b in itertools.pairwise(points)):
-        _refuse("codec points are not strictly ascending")
-
-
-def _check_open(msg: m.Open, limits: WireLimits) -> None:
-    _check_points(msg.codec_points)
-
-
-def _check_step(msg: m.Step, limits: WireLimits) -> None:
-    rows = len(msg.counts)
-    if rows == 0 or len(msg.positions) != rows:
-        _refuse(f"{len(msg.positions)} positions for {rows} counts")
-    if msg.sources and (len(msg.sources) != rows or max(msg.sources) >= rows):
-        _refuse(f"sources do not name a row for each of {rows} rows")
-    if sum(msg.counts) != msg.tensor.shape[0]:
-        _refuse(f"counts sum to {sum(msg.counts)}, the tensor has {msg.tensor.shape[0]} tokens")
-    for position, count in zip(msg.positions, msg.counts, strict=True):
-        if position + count > limits.length_max:
-            _refuse(f"a row of {position + count} tokens; at most {limits.length_max} are allowed")
-    if msg.acked >= msg.step:
-        _refuse(f"step {msg.step} acknowledges step {msg.acked}")
-
-
-def _check_forward(msg: m.Forward, limits: WireLimits) -> None:
-    if not msg.counts or min(msg.counts) < 1:
-        _refuse("a forward needs at least one sequence, and each at least one token")
-    if sum(msg.counts) != msg.tensor.shape[0]:
-        _refuse(f"counts sum to {sum(msg.counts)}, the tensor has {msg.tensor.shape[0]} tokens")
-    _check_points(msg.codec_points)
-
-
-def _check_positions(msg: m.Answer | m.Attached, limits: WireLimits) -> None:
-    if not msg.positions:
-        _refuse("no positions")
-
-
 _CHECKS: dict[type[Any], Callable[[Any, WireLimits], None]] = {
-    m.Open: _check_open,
-    m.Step: _check_step,
-    m.Forward: _check_forward,
-    m.Answer: _check_positions,
-    m.Attached: _check_positions,
+    m.Open: c.check_open,
+    m.Step: c.check_step,
+    m.Forward: c.check_forward,
+    m.Backward: c.check_backward,
+    m.Answer: c.check_positions,
+    m.Attached: c.check_positions,
 }
 
 # Message -> (number, {attribute: (key, codec in fields.codecs)}). ``tensor`` (keys p, x, s, z) and ``records`` (p, l)
@@ -355,6 +343,19 @@ _TABLE: dict[type[Any], tuple[int, dict[str, tuple[str, str]]]] = {
         },
     ),
     m.Forwarded: (17, _TIMES | {"request": ("j", "u32")}),
+    m.Backward: (
+        18,
+        {
+            "request": ("j", "u32"),
+            "model": ("m", "model"),
+            "span": ("b", "span"),
+            "counts": ("n", "counts"),
+            "activations": ("a", "codec"),
+            "codec_points": ("k", "points"),
+            "adapter": ("d", "name"),
+        },
+    ),
+    m.Backwarded: (19, _TIMES | {"request": ("j", "u32")}),
     m.InfoRequest: (24, {"nonce": ("n", "u64"), "model": ("m", "model")}),
     m.Info: (25, {"nonce": ("n", "u64"), "record": ("r", "record")}),
     m.RecordsRequest: (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from typing import Any
 
@@ -98,6 +99,27 @@ def forwards(draw: Any) -> m.Forward:
     )
 
 
+@st.composite
+def backwards(draw: Any) -> m.Backward:
+    counts = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
+    inputs = draw(tensors(sum(counts)))
+    codec = draw(st.sampled_from(CODECS))
+    gradient = m.TensorHeader(codec, inputs.shape, m.plain_size(codec, *inputs.shape))
+    if draw(st.booleans()) and gradient.size > 1:
+        gradient = dataclasses.replace(gradient, size=draw(st.integers(1, gradient.size - 1)), zstd=True)
+    return m.Backward(
+        draw(u32),
+        draw(models),
+        draw(spans()),
+        counts,
+        draw(st.sampled_from(CODECS)),
+        inputs,
+        gradient,
+        draw(points),
+        draw(names),
+    )
+
+
 rows = st.lists(st.integers(0, 1 << 20), min_size=1, max_size=8).map(tuple)
 ids_or_none = st.integers(-1, 2**32 - 1)
 digests = st.lists(st.binary(min_size=8, max_size=8), max_size=20).map(tuple)
@@ -125,6 +147,8 @@ messages: st.SearchStrategy[m.Message] = st.one_of(
     st.builds(m.Unpushed, sessions, u32),
     forwards(),
     st.builds(m.Forwarded, u32, tensors(), seconds, seconds),
+    backwards(),
+    st.builds(m.Backwarded, u32, tensors(), seconds, seconds),
     st.builds(m.InfoRequest, u64, models),
     st.builds(m.Info, u64, st.binary(max_size=8192)),
     st.builds(m.RecordsRequest, models, u64, u64, st.integers(1, 256), digests),
@@ -135,8 +159,8 @@ messages: st.SearchStrategy[m.Message] = st.one_of(
 
 def payload_of(message: m.Message) -> bytes:
     """Some payload of the size that the message declares."""
-    tensor = getattr(message, "tensor", None)
-    return b"" if tensor is None else (b"\x5a\x00\xc3" * (tensor.size // 3 + 1))[: tensor.size]
+    sizes = [tensor.size for name in ("tensor", "gradient") if (tensor := getattr(message, name, None)) is not None]
+    return (b"\x5a\x00\xc3" * (sum(sizes) // 3 + 1))[: sum(sizes)]
 
 
 def tensor_of(tokens: int, hidden: int, codec: str = "int8") -> m.TensorHeader:

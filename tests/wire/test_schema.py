@@ -50,6 +50,7 @@ FORWARD: dict[str, Any] = {
     "s": [3, 8],
     "p": 48,
 }
+BACKWARD: dict[str, Any] = FORWARD | {"t": 18, "p": 48 + 96, "gx": 3, "gp": 96}
 FAULT: dict[str, Any] = {"t": 10, "k": 1, "m": "full"}
 
 
@@ -65,12 +66,24 @@ def test_the_examples_are_right() -> None:
     assert unpack(ANSWER) == m.Answer(SESSION, 3, 7, (6,), m.TensorHeader("fp32", (1, 8), 32))
     forward = m.Forward(7, MODEL, Span(0, 4), (1, 2), "int8", m.TensorHeader("bf16", (3, 8), 48))
     assert unpack(FORWARD) == forward
+    gradient = m.TensorHeader("fp32", (3, 8), 96)
+    assert unpack(BACKWARD) == m.Backward(7, MODEL, Span(0, 4), (1, 2), "int8", forward.tensor, gradient)
     assert unpack(FAULT) == m.Fault(m.FaultKind.BUSY, "full")
 
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
+        (BACKWARD | {"gx": 9}, "unknown codec 9"),
+        (BACKWARD | {"gx": None}, "unknown codec"),
+        (BACKWARD | {"gp": None}, "a gradient of None bytes"),
+        (BACKWARD | {"gp": -1}, "a gradient of -1 bytes"),
+        (BACKWARD | {"gp": 145}, "a gradient of 145 bytes in a payload of 144"),
+        (BACKWARD | {"gp": 95}, "95 bytes are no fp32 tensor"),
+        (BACKWARD | {"gp": 100, "p": 148}, "100 bytes are no fp32 tensor"),
+        (BACKWARD | {"p": 143}, "47 bytes are no bf16 tensor"),
+        (BACKWARD | {"gz": 1}, "zstd flag"),
+        (BACKWARD | {"gz": True}, "compressed bytes cannot be"),
         (OPEN | {"t": 99}, "unknown message type 99"),
         (OPEN | {"t": True}, "unknown message type True"),
         (OPEN | {"t": "1"}, "unknown message type"),
@@ -240,7 +253,7 @@ def test_every_message_has_a_number_and_every_field_a_key() -> None:
         keys = [key for _, key, _, _ in shape.fields]
         assert len(keys) == len(set(keys))
         assert not set(keys) & {"t", "p", *("xsz" if shape.tensor else ""), *("l" if shape.records else "")}
-        named = {name for name, *_ in shape.fields} | {"tensor", "records"}
+        named = {name for name, *_ in shape.fields} | {"tensor", "gradient", "records"}
         assert {field.name for field in dataclasses.fields(kind)} <= named
 
 
