@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 from sim.draws import Draw, Draws, Uniform, draw_of
 from sim.matrix import Matrix
+from sim.nat import Nat, RelayLimits
 
-MSS_BYTES = 1460
-"""What a TCP packet carries over Ethernet."""
+MSS_BYTES = 1448
+"""What a TCP packet with timestamps carries over Ethernet."""
+PACKET_HEADERS_BYTES = 66
+"""What else such a packet is: Ethernet, IP and TCP."""
 RTO_MIN_S = 0.2
 """Linux waits at least so long before it repeats a packet that no acknowledgement speaks of."""
 
@@ -36,6 +38,8 @@ class Access:
         jitter_s: added to each message: a number (uniform from zero to it), or a distribution.
         loss: share of packets.
         queue_s: how much the queue before the downlink holds; what finds it full is lost and sent again.
+        nat: what stands between the host and the Internet.
+        relay: what it does for hosts behind a NAT; None: nothing.
     """
 
     up_bytes_per_s: float | None = None
@@ -44,6 +48,8 @@ class Access:
     jitter_s: float | Draw = 0.0
     loss: float = 0.0
     queue_s: float = math.inf
+    nat: Nat = Nat.PUBLIC
+    relay: RelayLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +72,29 @@ class _Way:
 
 
 class Links:
-    """The figures of a world's network. Change them by the verbs only: ways are remembered."""
+    """The figures of a world's network. Change them by the verbs only: ways are remembered.
+
+    Attributes:
+        window_bytes: what a stream may send unread; None: the product's rule. Read by ``ports`` only, as libp2p's
+            streams have the rule itself.
+        slow_start: TCP begins slowly.
+        packet_headers: whether bytes count with the headers of their packets.
+        reordering: whether jitter lets streams of one connection overtake each other; a stream always keeps its order.
+    """
 
     def __init__(self, seed: int = 0, latency_s: float | Draw = 0.010) -> None:
         self.seed = seed
+        self.window_bytes: int | None = None
+        self.slow_start = False
+        self.packet_headers = True
+        self.reordering = True
         self._default = Pair(0.0, 0.0, 0.0)
         self._latency = draw_of(latency_s)
         self._matrix: Matrix | None = None
-        self._regions: Mapping[str, str] = MappingProxyType({})
+        self._region: Callable[[str], str] = lambda name: name
         self._accesses: dict[str, Access] = {}
+        self._ruled: dict[str, Access] = {}
+        self._rule: Callable[[str], Access] = lambda name: _UNLIMITED
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._ways: dict[tuple[str, str], _Way] = {}
         self._draws: dict[tuple[str, str], Draws] = {}
@@ -83,7 +103,16 @@ class Links:
 
     def access(self, name: str) -> Access:
         """How ``name`` is connected."""
-        return self._accesses.get(name, _UNLIMITED)
+        access = self._accesses.get(name) or self._ruled.get(name)
+        if access is None:
+            access = self._ruled[name] = self._rule(name)
+        return access
+
+    def set_accesses(self, rule: Callable[[str], Access]) -> None:
+        """How hosts are connected of which nothing was said; asked once for each name."""
+        self._rule = rule
+        self._ruled.clear()
+        self._ways.clear()
 
     def set_access(self, name: str, access: Access) -> None:
         self._accesses[name] = access
@@ -108,9 +137,9 @@ class Links:
         self._default = Pair(0.0, jitter_s, loss)
         self._ways.clear()
 
-    def set_matrix(self, matrix: Matrix, regions: Mapping[str, str] | None = None) -> None:
-        """Latencies of pairs from a table, by host name or by the host's region; ``regions``: host -> region."""
-        self._matrix, self._regions = matrix, dict(regions or {})
+    def set_matrix(self, matrix: Matrix, region: Callable[[str], str] = lambda name: name) -> None:
+        """Latencies of pairs from a table; ``region`` gives a host's name there."""
+        self._matrix, self._region = matrix, region
         self._ways.clear()
 
     # -- what they mean
@@ -121,15 +150,25 @@ class Links:
 
     def delay(self, a: str, b: str, size_bytes: int) -> float:
         """Seconds that ``size_bytes`` travel now; the next value of this direction's own sequence."""
+        return self.journey(a, b, size_bytes)[0]
+
+    def journey(self, a: str, b: str, size_bytes: int) -> tuple[float, int]:
+        """As ``delay``, and how often the unluckiest packet was lost."""
         way = self._way(a, b)
-        seconds = way.latency_s
+        if not way.jitters and not way.loss:
+            return way.latency_s, 0
+        seconds, losses = way.latency_s, 0
         for jitter in way.jitters:
             seconds += max(0.0, jitter.at(way.draws.next()))
         if way.loss:
             packets = max(1, math.ceil(size_bytes / MSS_BYTES))
             losses = losses_in_a_row(way.loss, packets, way.draws.next())
             seconds += retransmission_s(losses, way.latency_s + self.latency(b, a))
-        return seconds
+        return seconds, losses
+
+    def carried(self, size_bytes: int) -> int:
+        """How many bytes cross a link when a stream sends ``size_bytes``."""
+        return wire_bytes(size_bytes) if self.packet_headers else size_bytes
 
     def loss(self, a: str, b: str) -> float:
         """Share of packets that do not arrive on the way from ``a`` to ``b``."""
@@ -145,7 +184,7 @@ class Links:
         one, two, pair = self.access(a), self.access(b), self._pairs.get((a, b), Pair())
         latency_s = pair.latency_s
         if latency_s is None and self._matrix is not None:
-            latency_s = self._matrix.one_way_s(self._regions.get(a, a), self._regions.get(b, b))
+            latency_s = self._matrix.one_way_s(self._region(a), self._region(b))
         if latency_s is None:
             latency_s = max(0.0, self._latency.at(self._fresh("latency", *sorted((a, b))).next()))
         middle = self._default.jitter_s if pair.jitter_s is None else pair.jitter_s
@@ -163,6 +202,11 @@ class Links:
 
 
 _UNLIMITED = Access()
+
+
+def wire_bytes(size_bytes: int) -> int:
+    """How many bytes cross a link when TCP carries ``size_bytes``."""
+    return size_bytes + PACKET_HEADERS_BYTES * -(-size_bytes // MSS_BYTES)
 
 
 def jitter_of(value: float | Draw) -> Draw:

@@ -2,14 +2,13 @@
 
 Invariants: no task per message: a piece of data carries its time of arrival, and the reader sleeps until then. A
 writer waits while the reader's window is full. What the real arm forbids, this one punishes: a stream whose sender was
-cancelled is dead.
+cancelled is dead. An idle stream costs nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 import trio
@@ -17,52 +16,16 @@ import trio
 from p2pllm.errors import LocalProtocolError, PeerLost
 from p2pllm.ports import Buffer
 from p2pllm.types import PeerId, Priority
+from sim.credit import Credit
+from sim.links import MSS_BYTES
+from sim.queues import Piece
+from sim.route import Route
 
 if TYPE_CHECKING:
     from sim.host import SimNetwork
 
-WINDOW_BYTES = 256 * 1024
-"""Unread bytes per direction of a stream, as in yamux."""
 PIECE_BYTES = 16 * 1024
 """Data leaves in such pieces, so that steps get in between bulk."""
-
-
-class Uplink:
-    """A host's sending side: one piece at a time, steps before bulk, each for as long as its bytes take."""
-
-    def __init__(self) -> None:
-        self.bytes_per_s: float | None = None
-        self._busy = False
-        self._waiting: list[tuple[int, int, trio.Event]] = []
-        self._arrivals = 0
-
-    async def carry(self, size: int, priority: Priority) -> None:
-        """Wait for the turn of ``size`` bytes and for the time that they occupy the link."""
-        if self.bytes_per_s is None:
-            return
-        if self._busy:
-            turn = trio.Event()
-            self._arrivals += 1
-            entry = (int(priority), self._arrivals, turn)
-            heappush(self._waiting, entry)
-            try:
-                await turn.wait()
-            except trio.Cancelled:
-                if turn.is_set():
-                    self._pass_on()
-                else:
-                    self._waiting = sorted(other for other in self._waiting if other is not entry)
-                raise
-        self._busy = True
-        try:
-            await trio.sleep(size / self.bytes_per_s)
-        finally:
-            self._pass_on()
-
-    def _pass_on(self) -> None:
-        self._busy = bool(self._waiting)
-        if self._waiting:
-            heappop(self._waiting)[2].set()
 
 
 class Pipe:
@@ -71,45 +34,83 @@ class Pipe:
     Each end fails for itself: a reset takes its latency like everything else.
     """
 
-    def __init__(self, sender: SimNetwork, receiver: SimNetwork) -> None:
+    __slots__ = (
+        "_pieces", "_reader", "_reader_lost", "_sender_lost", "_writer", "closed", "credit", "ignored", "receiver",
+        "route", "sender", "turn",
+    )  # fmt: skip
+
+    def __init__(self, sender: SimNetwork, receiver: SimNetwork, route: Route) -> None:
         self.sender = sender
         self.receiver = receiver
+        self.route = route
         self.closed = False
         self.ignored = False
+        self.credit = Credit(trio.current_time(), route.pools[receiver.name], sender.world.links.window_bytes)
+        self.turn: trio.Event | None = None
+        """Of a piece that waits for the uplink."""
         self._sender_lost: str | None = None
         self._reader_lost: str | None = None
-        self._pieces: deque[tuple[float, bytes]] = deque()
-        self._buffered = 0
-        self._last_arrival = 0.0
-        self._changed = trio.Event()
+        self._pieces: deque[Piece] = deque()
         self._reader: trio.CancelScope | None = None
         """Of a reader that waits: it looks again at the scope's deadline."""
+        self._writer: trio.CancelScope | None = None
+        """Of a writer that waits for credit, likewise."""
+
+    # -- what the way asks
+
+    @property
+    def cut(self) -> bool:
+        """Whether nothing passes now."""
+        return self.route.cut
+
+    def fits(self, piece: Piece, now: float) -> bool:
+        """Whether TCP lets ``piece`` leave now (what is lost anyway need not wait)."""
+        window = self.route.congestion(self.sender, self.receiver)
+        return window is None or self._sender_lost is not None or window.fits(piece.size, now)
+
+    @property
+    def fits_at(self) -> float:
+        """The earliest moment at which that may change."""
+        window = self.route.congestion(self.sender, self.receiver)
+        return trio.current_time() if window is None else window.next_s
+
+    def coming(self, piece: Piece) -> None:
+        """A piece is on the last part of its way."""
+        if self._reader is not None and self._pieces and self._pieces[0] is piece:
+            self._reader.deadline = piece.arrival
 
     def wake(self) -> None:
         """Let whoever waits look again."""
-        self._changed.set()
-        self._changed = trio.Event()
-        if self._reader is not None:
-            self._reader.cancel()
+        for scope in (self._reader, self._writer):
+            if scope is not None:
+                scope.cancel()
+
+    # -- ends
 
     def fail_sender(self, reason: str) -> None:
         """The sending end is lost; a later reason does not replace the first."""
         self._sender_lost = self._sender_lost or reason
+        if self.turn is not None:
+            self.turn.set()
         self.wake()
 
     def fail_reader(self, reason: str, keep: bool) -> None:
         """The reading end is lost; with ``keep``, what has arrived can still be read."""
         self._reader_lost = self._reader_lost or reason
-        now, cut = trio.current_time(), self.sender.world.cut(self.sender.name, self.receiver.name)
-        arrived = [piece for piece in self._pieces if keep and not cut and piece[0] <= now]
-        self._pieces = deque(arrived)
+        now, arrived = trio.current_time(), deque[Piece]()
+        while keep and self._pieces and (self.ignored or not self.cut) and self._pieces[0].arrived(now):
+            arrived.append(self._pieces.popleft())
+        self._pieces = arrived
+        self.credit.close()
         self.wake()
 
     def ignore(self) -> None:
         """The reader has left: whatever comes is dropped, and nobody waits for room."""
         self.ignored = True
-        self._pieces = deque([(0.0, b"")])
-        self._buffered = 0
+        end = Piece(self, b"", 0, Priority.STEP)
+        end.arrival, end.settled, end.final = 0.0, True, True
+        self._pieces = deque([end])
+        self.credit.close()
         self.wake()
 
     def check_sender(self) -> None:
@@ -119,42 +120,66 @@ class Pipe:
         if self.closed:
             raise LocalProtocolError("the stream was closed on this side")
 
-    def push(self, data: bytes) -> None:
-        """Put a piece on its way; ``b""`` is the end of the file."""
-        world = self.sender.world
-        arrival = max(self._last_arrival, trio.current_time() + world.latency(self.sender.name, self.receiver.name))
-        self._last_arrival = arrival
+    # -- the sender
+
+    def push(self, piece: Piece) -> None:
+        """A piece begins to leave its sender; one of no bytes is the end of the file."""
+        if self._sender_lost is not None:
+            return
         if not self.ignored:
-            self._pieces.append((arrival, data))
-            self._buffered += len(data)
-            if self._reader is not None and len(self._pieces) == 1:
-                self._reader.deadline = arrival
-        world.note("send" if data else "eof", self.sender.name, self.receiver.name, data)
+            self._pieces.append(piece)
+        self.sender.world.note("send" if piece.data else "eof", self.sender.name, self.receiver.name, piece.data)
+        self.route.leave(piece, self.sender)
 
-    @property
-    def full(self) -> bool:
-        """Whether the reader has left too much unread."""
-        return self._buffered >= WINDOW_BYTES
+    async def take_room(self, wanted: int) -> int:
+        """Wait until the window lets at least one byte leave; how many do, of ``wanted``.
 
-    async def wait_room(self) -> None:
-        """Wait until the reader has taken enough."""
-        while self._sender_lost is None and self.full:
-            await self._changed.wait()
-        self.check_sender()
+        Raises:
+            PeerLost: the reader took no data within the deadline.
+        """
+        now = trio.current_time()
+        if not self.cut:
+            self.credit.collect(now)
+        if self.credit.room <= 0 and not self.ignored:
+            await self._wait_room(now + self.sender.world.config.send_timeout_s)
+        limit = min(wanted, PIECE_BYTES)
+        if not self.ignored:
+            limit = min(limit, self.credit.room)
+            window = self.route.congestion(self.sender, self.receiver)
+            if window is not None:
+                limit = int(min(limit, max(2 * MSS_BYTES, window.room(trio.current_time()))))
+            self.credit.room -= limit
+        return limit
+
+    async def _wait_room(self, until: float) -> None:
+        while self.credit.room <= 0 and not self.ignored:
+            now = trio.current_time()
+            if now >= until:
+                timeout_s = self.sender.world.config.send_timeout_s
+                raise PeerLost(f"{self.receiver.name} took no data for {timeout_s:g} s")
+            next_s = math.inf if self.cut else self.credit.next_s
+            with trio.CancelScope(deadline=min(until, next_s)) as self._writer:
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._writer = None
+            self.check_sender()
+            if not self.cut:
+                self.credit.collect(trio.current_time())
+
+    # -- the reader
 
     async def pull(self, max_bytes: int) -> bytes:
         """Wait for data that has arrived and take some of it."""
-        world, waited = self.sender.world, False
+        await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             until = math.inf
-            if self._pieces and (self._reader_lost or not world.cut(self.sender.name, self.receiver.name)):
-                until, data = self._pieces[0]
-                if until <= trio.current_time():
-                    if not waited:
-                        await trio.lowlevel.checkpoint()
-                    return self._take(data, until, max_bytes)
+            if self._pieces and (self._reader_lost is not None or self.ignored or not self.cut):
+                now, piece = trio.current_time(), self._pieces[0]
+                if piece.arrived(now):
+                    return self._take(piece, max_bytes, now)
+                until = piece.arrival if piece.final else math.inf
             elif self._reader_lost is not None:
-                await trio.lowlevel.checkpoint_if_cancelled()
                 raise PeerLost(self._reader_lost)
             # A writer moves the deadline: nobody is woken before there is something to read.
             with trio.CancelScope(deadline=until) as self._reader:
@@ -162,22 +187,27 @@ class Pipe:
                     await trio.sleep_forever()
                 finally:
                     self._reader = None
-            waited = True
 
-    def _take(self, data: bytes, arrival: float, max_bytes: int) -> bytes:
+    def _take(self, piece: Piece, max_bytes: int, now: float) -> bytes:
+        data = piece.data
         if not data:
             return data  # the end of the file stays for whoever asks again
-        self._pieces.popleft()
         if len(data) > max_bytes:
-            self._pieces.appendleft((arrival, data[max_bytes:]))
-            data = data[:max_bytes]
-        self._buffered -= len(data)
-        self.wake()
+            piece.data, data = data[max_bytes:], data[:max_bytes]
+        else:
+            self._pieces.popleft()
+        if self._reader_lost is None:
+            route = self.route
+            latency_s = route.latency(self.receiver.name)
+            if self.credit.consumed(len(data), now, latency_s, route.rtt_s) and self._writer is not None:
+                self._writer.deadline = min(self._writer.deadline, self.credit.next_s)
         return data
 
 
 class SimStream:
     """One end of a simulated stream; see ``ports.Stream``."""
+
+    __slots__ = ("_in", "_link", "_mine", "_number", "_other", "_out", "_receiving", "_sending", "lost", "other_end")
 
     other_end: SimStream
 
@@ -209,28 +239,28 @@ class SimStream:
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._out.check_sender()
+            data = bytes(data)
             if self._mine.world.tap is not None:
-                data = self._mine.world.tap(self, bytes(data))
-            view = memoryview(data).cast("B")
-            for start in range(0, len(view), PIECE_BYTES):
-                await self._send_piece(bytes(view[start : start + PIECE_BYTES]), priority)
+                data = self._mine.world.tap(self, data)
+            await self._send(data, priority)
         except trio.Cancelled:
             self.abort()
             raise
         finally:
             self._sending = False
 
-    async def _send_piece(self, piece: bytes, priority: Priority) -> None:
-        if self._out.full:
-            timeout_s = self._mine.world.config.send_timeout_s
-            with trio.move_on_after(timeout_s) as patience:
-                await self._out.wait_room()
-            if patience.cancelled_caught:
+    async def _send(self, data: bytes, priority: Priority) -> None:
+        world, start = self._mine.world, 0
+        while start < len(data):
+            try:
+                size = await self._out.take_room(len(data) - start)
+            except PeerLost:
                 self.abort()
-                raise PeerLost(f"{self._other.name} took no data for {timeout_s:g} s")
-        await self._mine.uplink.carry(len(piece), priority)
-        self._out.check_sender()
-        self._out.push(piece)
+                raise
+            part = data if size == len(data) else data[start : start + size]
+            await self._mine.uplink.carry(Piece(self._out, part, world.links.carried(size), priority))
+            self._out.check_sender()
+            start += size
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """See ``ports.Stream.receive_some``."""
@@ -250,7 +280,9 @@ class SimStream:
     def finish(self) -> None:
         """Send the end of the file and read no more."""
         if not self.lost and not self._out.closed:
-            self._out.push(b"")
+            end = Piece(self._out, b"", 0, Priority.STEP)
+            end.left_at = end.ends_at = trio.current_time()
+            self._out.push(end)
             self._out.closed = True
         self._in.ignore()
         self._link.pop(self._number, None)
@@ -261,8 +293,9 @@ class SimStream:
         link[number] = self
 
     def wake(self) -> None:
-        """Let a waiting reader look again."""
+        """Let whoever waits at this end look again."""
         self._in.wake()
+        self._out.wake()
 
     def abort(self) -> None:
         """See ``ports.Stream.abort``."""
@@ -271,7 +304,7 @@ class SimStream:
         self._mine.world.note("abort", self._mine.name, self._other.name, b"")
         self.fail("the stream was aborted on this side", keep=False)
         other_end, reason = self.other_end, f"{self._mine.name} reset the stream"
-        self._mine.world.later(self._mine.name, self._other.name, lambda: other_end.fail(reason))
+        self._out.route.later(self._mine.name, lambda: other_end.fail(reason))
 
     def fail(self, reason: str, keep: bool = True) -> None:
         """This end is lost, both directions; with ``keep``, what has arrived can still be read."""
@@ -280,10 +313,15 @@ class SimStream:
         self._in.fail_reader(reason, keep)
         self._out.fail_sender(reason)
 
+    def fail_both(self, reason: str) -> None:
+        """See ``sim.world.TappedStream``."""
+        self.other_end.fail(reason, keep=False)
+        self.fail(reason, keep=False)
 
-def stream_pair(opener: SimNetwork, server: SimNetwork) -> tuple[SimStream, SimStream]:
+
+def stream_pair(opener: SimNetwork, server: SimNetwork, route: Route) -> tuple[SimStream, SimStream]:
     """Both ends of a new stream."""
-    there, back = Pipe(opener, server), Pipe(server, opener)
+    there, back = Pipe(opener, server, route), Pipe(server, opener, route)
     near, far = SimStream(opener, server, there, back), SimStream(server, opener, back, there)
     near.other_end, far.other_end = far, near
     return near, far

@@ -22,7 +22,7 @@ class SimArm:
         async with SimWorld(seed=count) as world:
             hosts = [world.host(f"host{number}") for number in range(count)]
             for host in hosts:
-                host.uplink.bytes_per_s = 10e6
+                world.set_bandwidth(host.name, 10e6)
                 for other in hosts:
                     host.learn(other.me, other.addrs)
             for host in hosts[1:]:

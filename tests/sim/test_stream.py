@@ -6,9 +6,9 @@ import pytest
 import trio
 
 from p2pllm.errors import LocalProtocolError, PeerLost
-from p2pllm.types import Priority
 from sim.network import SimWorld
-from sim.stream import PIECE_BYTES, WINDOW_BYTES, Uplink
+from sim.credit import WINDOW_BYTES
+from sim.stream import PIECE_BYTES
 
 
 async def pair(world):
@@ -52,22 +52,6 @@ async def test_two_tasks_in_one_direction_are_a_bug_that_is_told():
             nursery.cancel_scope.cancel()
 
 
-async def test_an_uplink_lets_steps_pass_waiting_bulk():
-    link, order = Uplink(), []
-    link.bytes_per_s = PIECE_BYTES
-
-    async def carry(name, priority):
-        await link.carry(PIECE_BYTES, priority)
-        order.append((name, trio.current_time()))
-
-    async with trio.open_nursery() as nursery:
-        for name, priority in (("bulk1", 1), ("bulk2", 1), ("bulk3", 1), ("step", 0)):
-            nursery.start_soon(carry, name, Priority(priority))
-            await trio.testing.wait_all_tasks_blocked()
-    assert [name for name, _ in order] == ["bulk1", "step", "bulk2", "bulk3"]
-    assert order[-1][1] - order[0][1] == pytest.approx(3.0)
-
-
 async def test_streams_that_ended_are_forgotten():
     async with SimWorld() as world:
         server, client = world.host("server"), world.host("client")
@@ -82,4 +66,4 @@ async def test_streams_that_ended_are_forgotten():
             await stream.send_all(b"x")
             await stream.receive_some()
             await stream.aclose()
-        assert [len(links) for host in (server, client) for links in host._links.values()] == [0, 0]
+        assert [len(link.streams) for host in (server, client) for link in host.links.values()] == [0, 0]
