@@ -37,11 +37,9 @@ bench: venv
 	mkdir -p benchmarks/results
 	$(BIN)/python -m benchmarks
 
-# The experiments that exist so far: the paper's failure table, and pushes against relayed hops.
+# Every scenario of the catalogue: tables, plots and one page, sim/results/report.html.
 sim: venv
-	mkdir -p sim/results
-	$(BIN)/python -m benchmarks.failover --only table --out sim/results/failure-table.json
-	$(BIN)/python -m benchmarks.failover --only pushes --out sim/results/pushes.json
+	$(BIN)/python -m sim all --out sim/results
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

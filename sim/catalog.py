@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ FOLDER = Path(__file__).parent / "scenarios"
 class Head:
     """What every scenario says of itself, whatever its kind."""
 
-    kind: str
-    about: str = ""
-    minutes: float = 0.0
+    kind: str = field(metadata={"about": "what plays it; everything else in the file is for the kind to read"})
+    about: str = field(default="", metadata={"about": "one line for `python -m sim list` and the report"})
+    minutes: float = field(default=0.0, metadata={"min": 0.0, "about": "about how long it takes on two cores"})
 
 
 @dataclass(frozen=True, slots=True)

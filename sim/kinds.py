@@ -38,6 +38,7 @@ Stack = Literal["ports", "libp2p", "real"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
 
 KINDS: dict[str, str] = {
+    "disorder": "sim.experiments.disorder:KIND",
     "failover": "sim.experiments.failover:KIND",
 }
 """By name, where each is defined."""
@@ -109,6 +110,7 @@ class Kind(Generic[P]):
         about: one line for ``list`` and the documentation.
         params: a frozen dataclass; its defaults are the full experiment.
         stacks: those on which it can be played, the usual one first.
+        parallel: it spreads its work over processes (``Run.map``), so nothing else should run beside it.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Kind(Generic[P]):
     params: type[P]
     play: Callable[[P, Run], Outcome]
     stacks: tuple[Stack, ...] = ("ports",)
+    parallel: bool = False
 
 
 def kind_of(name: str) -> Kind[Any]:

@@ -33,6 +33,12 @@ TESTED_ELSEWHERE = {
     "p2pllm/client/facade.py": "tests/swarm/test_facades.py",
     "p2pllm/node/look.py": "tests/swarm/test_processes.py",
     "p2pllm/node/measuring.py": "tests/swarm/test_processes.py",
+    "sim/cli/everything.py": "tests/sim/test_batch.py",
+    "sim/cli/explaining.py": "tests/sim/test_keys.py",
+    "sim/cli/listing.py": "tests/sim/cli/test_running.py",
+    "sim/cli/progress.py": "tests/sim/cli/test_running.py",
+    "sim/cli/reporting.py": "tests/sim/test_batch.py",
+    "sim/cli/side.py": "tests/sim/cli/test_checking.py",
 }
 
 
