@@ -20,11 +20,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from p2pllm.errors import UserError
@@ -40,6 +41,7 @@ STACKS: tuple[Stack, ...] = get_args(Stack)
 KINDS: dict[str, str] = {
     "disorder": "sim.experiments.disorder:KIND",
     "failover": "sim.experiments.failover:KIND",
+    "offload": "sim.experiments.offload:KIND",
 }
 """By name, where each is defined."""
 
@@ -94,12 +96,21 @@ class Run:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose waiting jobs are dropped as soon as one fails or the user has had enough."""
-    pool = ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn"))
+    """A pool that ends at once, with what it is at, when a job fails or the user has had enough."""
+    pool = ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn"), initializer=_in_worker)
     try:
         yield pool
+    except BaseException:
+        for worker in active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _in_worker() -> None:
+    """Ctrl-C ends a worker without a word: its parent has one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True, slots=True)
