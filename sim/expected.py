@@ -27,6 +27,10 @@ class Expected:
         self._ends = blocks.ends()
         self._tag = TAGS[self._whole.dtype]
 
+    def lossless(self, codec: str) -> bool:
+        """Whether hidden states travel as they are, so that it does not matter where they do."""
+        return codec in (self._tag, "fp32")
+
     def greedy(
         self, prompt: Sequence[int], new_tokens: int, codec: str = "fp32", points: Sequence[int] = ()
     ) -> list[int]:

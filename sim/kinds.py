@@ -41,6 +41,7 @@ STACKS: tuple[Stack, ...] = get_args(Stack)
 KINDS: dict[str, str] = {
     "disorder": "sim.experiments.disorder:KIND",
     "failover": "sim.experiments.failover:KIND",
+    "swarm": "sim.experiments.swarm:KIND",
     "offload": "sim.experiments.offload:KIND",
 }
 """By name, where each is defined."""

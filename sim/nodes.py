@@ -78,8 +78,8 @@ class Process:
         directory, server, model: what it has of these, once it has joined.
         error: why it ended by itself, if it did not end well.
         up: it serves, or may be used.
-        down: it has ended.
         begun: it is up, or never was.
+        ended: it is over.
     """
 
     host: Host
@@ -88,8 +88,8 @@ class Process:
     model: RemoteModel | None = None
     error: P2PLLMError | None = None
     up: bool = False
-    down: bool = False
     begun: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
     leaving: trio.Event = field(default_factory=trio.Event)
 
     async def serve(self) -> None:
@@ -128,7 +128,7 @@ class SimNode:
     @property
     def alive(self) -> bool:
         """Whether a process runs."""
-        return self.host.alive and not self.process.down
+        return self.host.alive and not self.process.ended.is_set()
 
     @property
     def up(self) -> bool:
@@ -237,8 +237,8 @@ class Nodes:
             log.info("%s ended: %s", node.name, process.error)
         finally:
             mount.release()
-            process.down = True
             process.begun.set()
+            process.ended.set()
         if process.host.alive:
             self.world.kill(node.name)  # a process that ends takes its connections with it
 
