@@ -32,7 +32,7 @@ from p2pllm.server.infos import Infos
 from p2pllm.server.offer import Offer
 from p2pllm.server.serving import Serving
 from p2pllm.types import ModelId, Numerics, PeerId, ServerState, Span
-from p2pllm.wire import FORWARD, INFO, PUSH, SESSION
+from p2pllm.wire import BACKWARD, FORWARD, INFO, PUSH, SESSION
 from sim.compute import SimCompute, flat_cost
 from sim.host import SimNetwork
 from sim.network import SimWorld
@@ -125,6 +125,7 @@ class SimSwarm:
         network.serve(SESSION, serving.handle_session)
         network.serve(PUSH, serving.handle_push)
         network.serve(FORWARD, serving.forwards.handle)
+        network.serve(BACKWARD, serving.forwards.handle)
         network.serve(INFO, Infos(lambda model: record if model == MODEL else b"", config).handle)
         for client in self.clients:
             self._tell(client.directory, client.network.name, server)

@@ -8,14 +8,17 @@ at codec points counts as if it were not there (a straight-through estimate), fo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from p2pllm.model.attention import Plan
+from p2pllm.model.attention import Plan, Segment
 from p2pllm.model.config import ModelConfig
-from p2pllm.model.span import Border, Segment, SpanModel
 from p2pllm.types import Span
+
+if TYPE_CHECKING:
+    from p2pllm.model.span import Border, SpanModel
 
 SAVED_BYTES_MAX = 1 << 30
 """Activations that a group of blocks may hold."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from p2pllm.model.attention import ROW_PAD, Plan, Segment
 from p2pllm.model.config import ModelConfig
+from p2pllm.model.gradient import backward
 from p2pllm.model.kv import KVArena
 from p2pllm.model.layers import as_dtype
 from p2pllm.model.registry import block_class
@@ -148,3 +149,18 @@ class SpanModel:
             index = number - self.span.start
             self.blocks[index](x, index, plan)
         return x[: plan.tokens]
+
+    def backward(
+        self,
+        hidden: Tensor,
+        gradient: Tensor,
+        segments: Sequence[Segment],
+        border: Border | None = None,
+        span: Span | None = None,
+    ) -> Tensor:
+        """Gradient [T, H] at the inputs of whole sequences, for ``gradient`` [T, H] at their outputs.
+
+        Raises:
+            ValueError: the shapes do not fit, a segment continues a cache, or ``span`` is not held here.
+        """
+        return backward(self, hidden, gradient, segments, border, span)

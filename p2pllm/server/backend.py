@@ -50,6 +50,7 @@ class SpanTask(Task):
         rows: pages per row; None: no cache, every row is a whole sequence.
         copies: rows that continue others, copied before anything is computed.
         tail: how many of each row's last new tokens to return; -1: all.
+        gradient: of a backward, the header and the payload of what comes back from the outputs.
         answer: the result.
     """
 
@@ -63,13 +64,15 @@ class SpanTask(Task):
     rows: tuple[Pages, ...] | None = None
     copies: tuple[RowCopy, ...] = ()
     tail: int = -1
+    gradient: tuple[TensorHeader, Payload] | None = None
     answer: tuple[TensorHeader, Payload] | None = None
     hidden: torch.Tensor | None = field(default=None, repr=False)
+    pull: torch.Tensor | None = field(default=None, repr=False)
     outputs: list[torch.Tensor] = field(default_factory=list, repr=False)
 
     @property
     def bytes_held(self) -> int:
-        return self.tensor.size
+        return self.tensor.size + (self.gradient[0].size if self.gradient is not None else 0)
 
 
 class SpanBackend:
@@ -91,16 +94,20 @@ class SpanBackend:
             work += count * len(task.span)
             context += sum(task.positions)
         kinds = [part.job.kind for part in batch]
-        kind = next((k for k in (WorkKind.FORWARD, WorkKind.PREFILL) if k in kinds), WorkKind.STEP)
+        longest_first = (WorkKind.BACKWARD, WorkKind.FORWARD, WorkKind.PREFILL)
+        kind = next((k for k in longest_first if k in kinds), WorkKind.STEP)
         return Cost(kind, tokens, context, round(work / tokens) if tokens else 0)
 
     def run(self, batch: Sequence[Slice]) -> None:
         """Compute a pass; see ``engine.Backend``."""
         by_span: dict[Span, list[Slice]] = {}
+        back: list[Slice] = []
         for part in batch:
-            if self._prepare(_task(part)):
-                by_span.setdefault(_task(part).span, []).append(part)
+            task = _task(part)
+            if self._prepare(task):
+                (by_span.setdefault(task.span, []) if task.gradient is None else back).append(part)
         results = [(parts, self._compute(span, parts)) for span, parts in by_span.items()]
+        results += [([part], [self._compute_back(part)]) for part in back]
         for parts, outputs in results:
             for part, output in zip(parts, outputs, strict=True):
                 self._collect(part, output)
@@ -109,11 +116,13 @@ class SpanBackend:
         """Decode and copy rows, once per task; whether the task can run."""
         if task.error is None and task.hidden is None:
             try:
-                array = codec_of.decode(task.tensor, task.payload, self._tag)
+                task.hidden = self._decoded(task.tensor, task.payload)
+                if task.gradient is not None:
+                    task.pull = self._decoded(*task.gradient)
+                    task.gradient = (task.gradient[0], b"")
             except RemoteProtocolError as exc:
                 task.error = exc
                 return False
-            task.hidden = _tensor(array, self._dtype)
             task.payload = b""
             if task.copies:
                 assert self.arena is not None
@@ -121,6 +130,19 @@ class SpanBackend:
                     self.arena.copy_row(copy.source, copy.target, copy.length)
                 task.copies = ()
         return task.error is None
+
+    def _decoded(self, header: TensorHeader, payload: Payload) -> torch.Tensor:
+        return _tensor(codec_of.decode(header, payload, self._tag), self._dtype)
+
+    def _compute_back(self, part: Slice) -> torch.Tensor:
+        """The gradient at the inputs of one task's sequences: never together with another's, so that the sums inside
+        do not depend on who else asks."""
+        task = _task(part)
+        assert task.hidden is not None
+        assert task.pull is not None
+        segments = [Segment(count) for _, _, count in row_parts(task.counts, part.start, part.stop)]
+        hidden, pull = task.hidden[part.start : part.stop], task.pull[part.start : part.stop]
+        return self.model.backward(hidden, pull, segments, self._rounding([part]), task.span)
 
     def _compute(self, span: Span, parts: list[Slice]) -> list[torch.Tensor]:
         """The parts' outputs, one each; all went through the blocks as one batch."""
@@ -175,7 +197,7 @@ class SpanBackend:
             kept = torch.cat(pieces) if len(pieces) > 1 else pieces[0] if pieces else output
         task.outputs.append(kept)
         if part.last:
-            task.hidden = None
+            task.hidden = task.pull = None
             whole = torch.cat(task.outputs) if len(task.outputs) > 1 else kept
             task.outputs.clear()
             try:

@@ -207,7 +207,7 @@ class Engine:
             return
         if cost.kind is WorkKind.STEP and cost.tokens == 1 and cost.blocks:
             self.step_s = _smoothed(self.step_s, seconds / cost.blocks)
-        elif cost.kind is not WorkKind.STEP and cost.tokens >= CHUNK_TOKENS_MIN:
+        elif cost.kind in (WorkKind.PREFILL, WorkKind.FORWARD) and cost.tokens >= CHUNK_TOKENS_MIN:
             self._tokens_per_s = _smoothed(self._tokens_per_s, cost.tokens / seconds)
             limit = self._config.prefill_chunk_tokens
             self._scheduler.chunk_tokens = chunk_for(self._tokens_per_s, self._config.pass_target_s, limit)

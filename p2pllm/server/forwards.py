@@ -1,4 +1,4 @@
-"""The forward protocol: whole sequences through a span, without a cache.
+"""The forward and backward protocols: whole sequences through a span, and gradients back, without a cache.
 
 Invariants: requests of one stream are computed side by side up to a bound, and answered as they finish; what is beyond
 the bound stays unread, so a client that sends faster than we compute is slowed down, not stored. A refused request
@@ -20,14 +20,16 @@ from p2pllm.server.engine import Engine
 from p2pllm.server.faults import fault_of
 from p2pllm.server.offer import Offer, inner_points
 from p2pllm.types import PeerId, Priority, WorkKind
-from p2pllm.wire.messages import Forward, Forwarded
+from p2pllm.wire.messages import Backward, Backwarded, Forward, Forwarded
 from p2pllm.wire.session import Payload
 
 log = logging.getLogger(__name__)
 
+Asked = Forward | Backward
+
 
 class Forwards:
-    """Serves the forward protocol."""
+    """Serves both protocols."""
 
     def __init__(self, offer: Offer, engine: Engine, config: Config) -> None:
         self._offer = offer
@@ -76,11 +78,11 @@ class Forwards:
             if got is None:
                 return
             message, payload = got
-            if not isinstance(message, Forward):
+            if not isinstance(message, Forward | Backward):
                 raise RemoteProtocolError(f"{type(message).__name__} on a forward stream")
-            nursery.start_soon(self._forward, channel, message, payload, places)
+            nursery.start_soon(self._serve, channel, message, payload, places)
 
-    async def _forward(self, channel: Channel, asked: Forward, payload: Payload, places: trio.Semaphore) -> None:
+    async def _serve(self, channel: Channel, asked: Asked, payload: Payload, places: trio.Semaphore) -> None:
         self._under_way += 1
         try:
             error, task = self._task(channel.peer, asked, payload)
@@ -92,7 +94,8 @@ class Forwards:
             else:
                 assert task.answer is not None
                 tensor, out = task.answer
-                channel.post(Forwarded(asked.request, tensor, task.queue_s, task.compute_s), out, Priority.BULK)
+                answer = Backwarded if isinstance(asked, Backward) else Forwarded
+                channel.post(answer(asked.request, tensor, task.queue_s, task.compute_s), out, Priority.BULK)
             await channel.flush()
         finally:
             places.release()
@@ -101,11 +104,16 @@ class Forwards:
                 self._idle.set()
                 self._idle = trio.Event()
 
-    def _task(self, peer: PeerId, asked: Forward, payload: Payload) -> tuple[P2PLLMError | None, SpanTask]:
+    def _task(self, peer: PeerId, asked: Asked, payload: Payload) -> tuple[P2PLLMError | None, SpanTask]:
+        kind, returns, gradient = WorkKind.FORWARD, asked.activations, None
+        if isinstance(asked, Backward):
+            kind, returns = WorkKind.BACKWARD, asked.gradient.codec
+            view = memoryview(payload)
+            payload, gradient = view[: asked.tensor.size], (asked.gradient, view[asked.tensor.size :])
         task = SpanTask(
-            peer, object(), WorkKind.FORWARD, asked.counts, span=asked.span, tensor=asked.tensor, payload=payload,
-            codec=asked.activations, returns=asked.activations, points=inner_points(asked.codec_points, asked.span),
-            positions=(0,) * len(asked.counts),
+            peer, object(), kind, asked.counts, span=asked.span, tensor=asked.tensor, payload=payload,
+            codec=asked.activations, returns=returns, points=inner_points(asked.codec_points, asked.span),
+            positions=(0,) * len(asked.counts), gradient=gradient,
         )  # fmt: skip
         if self.draining:
             return SessionGone("this server is leaving"), task

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from p2pllm.errors import ClientFault, RemoteFault, SessionGone
 from p2pllm.types import ModelId, Numerics, Span
-from p2pllm.wire.messages import Forward, Open
+from p2pllm.wire.messages import Backward, Forward, Open
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Offer:
     numerics: Numerics
     forward_tokens_max: int
 
-    def refuse(self, asked: Open | Forward) -> RemoteFault | None:
+    def refuse(self, asked: Open | Forward | Backward) -> RemoteFault | None:
         """Why ``asked`` is not for us; None: it is."""
         if asked.model != self.model:
             return SessionGone("this server serves another model")
@@ -51,7 +51,7 @@ class Offer:
             )
         return None
 
-    def _refuse_forward(self, asked: Forward) -> RemoteFault | None:
+    def _refuse_forward(self, asked: Forward | Backward) -> RemoteFault | None:
         if asked.tensor.shape[1] != self.hidden:
             return ClientFault(f"hidden states of width {asked.tensor.shape[1]}; the model's are {self.hidden}")
         longest = max(asked.counts)

@@ -1,10 +1,10 @@
 """Which waiting jobs form the next pass through the device.
 
 Invariants: pure; time and tensors are elsewhere. Jobs of one lane (a session) run in the order in which they came, one
-per pass. Somebody's next token goes before anybody's prefill, and prefill before forwards of whole sequences; but who
-was passed over often enough rides along, so nothing starves. Within a kind the peer that was served the fewest tokens
-is next. Long steps are cut into chunks, so a pass stays short and next tokens get in between; a job without cache is
-cut between its rows only, because a row of it has to be seen whole.
+per pass. Somebody's next token goes before anybody's prefill, prefill before forwards of whole sequences, those before
+backwards; but who was passed over often enough rides along, so nothing starves. Within a kind the peer that was served
+the fewest tokens is next. Long steps are cut into chunks, so a pass stays short and next tokens get in between; a job
+without cache is cut between its rows only, because a row of it has to be seen whole.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from p2pllm.types import PeerId, WorkKind
 INTERACTIVE_TOKENS_MAX = 8
 """A step with at most so many new tokens per row is somebody's next token (or a speculated few), not a prefill."""
 
-PATIENCE_PASSES = {WorkKind.PREFILL: 4, WorkKind.FORWARD: 16}
+PATIENCE_PASSES = {WorkKind.PREFILL: 4, WorkKind.FORWARD: 16, WorkKind.BACKWARD: 16}
 """After so many passes without it, a waiting kind rides along with the steps."""
+
+WHOLE_ROWS = (WorkKind.FORWARD, WorkKind.BACKWARD)
+"""Without a cache, a row is seen whole or not at all."""
 
 CHUNK_TOKENS_MIN = 64
 """Smaller chunks would read all the weights for too few tokens."""
@@ -167,7 +170,7 @@ class Scheduler:
 
     def _cut(self, job: Job, room: int) -> int:
         """Where a slice that begins at ``job.taken`` ends: within ``room``, but never nowhere."""
-        if job.kind is not WorkKind.FORWARD:
+        if job.kind not in WHOLE_ROWS:
             return min(job.tokens, job.taken + max(room, 0))
         at, stop = 0, job.taken
         for count in job.counts:

@@ -36,7 +36,7 @@ from p2pllm.server.sizing import CACHE_TOKENS_MIN, block_bytes, cache_budget, to
 from p2pllm.server.throughput import Speed, measure, remember, remembered
 from p2pllm.server.weights import Weights
 from p2pllm.types import Cost, ModelId, Numerics, ServerState, Span, WorkKind
-from p2pllm.wire import FORWARD, INFO, PUSH, SESSION
+from p2pllm.wire import BACKWARD, FORWARD, INFO, PUSH, SESSION
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # its stubs, which libp2p installs, shadow trio's own types
@@ -237,6 +237,7 @@ class Server:
         network.serve(SESSION, serving.handle_session)
         network.serve(PUSH, serving.handle_push)
         network.serve(FORWARD, serving.forwards.handle)
+        network.serve(BACKWARD, serving.forwards.handle)
         network.serve(INFO, Infos(self._directory.record, self._config).handle)
 
     # -- what the swarm hears --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from p2pllm.server.channel import Channel
 from p2pllm.server.offer import Offer
 from p2pllm.server.serving import Serving
 from p2pllm.types import ModelId, Numerics, SessionId, Span
-from p2pllm.wire import FORWARD, PUSH, SESSION
+from p2pllm.wire import BACKWARD, FORWARD, PUSH, SESSION
 from p2pllm.wire import tensor as codec_of
 from p2pllm.wire.messages import Answer, Message, Open, Step, TensorHeader
 from sim.compute import SimCompute, flat_cost
@@ -115,6 +115,7 @@ async def serving(
     host.serve(SESSION, made.handle_session)
     host.serve(PUSH, made.handle_push)
     host.serve(FORWARD, made.forwards.handle)
+    host.serve(BACKWARD, made.forwards.handle)
     async with trio.open_nursery() as nursery:
         await nursery.start(made.run)
         yield made
