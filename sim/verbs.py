@@ -14,6 +14,7 @@ from dataclasses import replace
 import trio
 
 from p2pllm.config import NetConfig
+from sim.events import saw
 from sim.links import Access, Links
 from sim.world import EPOCH_S, Tap
 
@@ -114,8 +115,10 @@ class Verbs:
 
     def note(self, event: str, source: str, target: str, data: bytes) -> None:
         """See ``World.note``."""
-        self._trace.update(f"{trio.current_time():.9f} {event} {source} {target} {len(data)}\n".encode())
+        at_s = trio.current_time()
+        self._trace.update(f"{at_s:.9f} {event} {source} {target} {len(data)}\n".encode())
         self._trace.update(data)
+        saw(at_s, event, source, target, data)
 
     def trace_hash(self) -> str:
         """See ``World.trace_hash``."""

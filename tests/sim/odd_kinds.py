@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +22,7 @@ LETTERS = "abcdefgh"
 class Params:
     """How to misbehave."""
 
-    odd: Literal["", "faults", "crash", "hashing", "gate", "silent"] = ""
+    odd: Literal["", "faults", "crash", "hashing", "gate", "silent", "slow"] = ""
     from_seed: int = 0
 
 
@@ -31,6 +32,8 @@ def play(params: Params, how: Run) -> Outcome:
     for at in range(3):
         told = os.environ["PYTHONHASHSEED"] if odd == "hashing" and at == 2 else ""
         saw(float(at), "step", "a", "b", told.encode())
+    if odd == "slow":
+        how.map(forever, range(4))
     if odd == "crash":
         raise ZeroDivisionError("by seed")
     drawn = tuple(random.Random(how.seed).sample(LETTERS, len(LETTERS)))
@@ -42,9 +45,17 @@ def play(params: Params, how: Run) -> Outcome:
     return Outcome((Table("t", ("mark",), ((mark,),)),), (), gates, (), (), trace, violations, faults)
 
 
+def forever(job: int) -> None:
+    """Tell that a worker is at it, and never come back."""
+    print(os.getpid(), flush=True)
+    while True:
+        pass
+
+
 KIND = Kind("odd", "misbehaves", Params, play)
 
 if __name__ == "__main__":
     KINDS["odd"] = "tests.sim.odd_kinds:KIND"
     check.COMMAND = (sys.executable, "-m", "tests.sim.odd_kinds")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from p2pllm.errors import UserError
-from sim.catalog import Scenario
+from sim.catalog import Scenario, scenario
 from sim.check import Task, Verdict, problems, recorded, shrunk, told
 from sim.kinds import Run
 from tests.sim.odd_kinds import KIND, Params
@@ -59,3 +59,11 @@ def test_a_users_mistake_is_no_crash():
     scenario = replace(task().scenario, kind=replace(KIND, play=play))
     with pytest.raises(UserError, match="no such fault"):
         told(scenario, Run())
+
+
+def test_worlds_tell_their_events(tmp_path):
+    found = recorded(scenario("failover"), Run(1, quick=True), tmp_path / "events")
+    lines = (tmp_path / "events").read_text().splitlines()
+    assert len(lines) > 100
+    assert not found.problems
+    assert all(" s " in line and "->" in line for line in lines)

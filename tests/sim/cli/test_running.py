@@ -118,6 +118,23 @@ def test_ctrl_c_is_130_without_a_traceback(tmp_path):
     assert (process.returncode, told) == (130, "")
 
 
+@pytest.mark.real_clock
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_end_with_the_command(tmp_path, number):
+    """Only the parent gets the signal, as from a service manager; a terminal would send it to all."""
+    (tmp_path / "slow.toml").write_text('kind = "odd"\nodd = "slow"\n')
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.sim.odd_kinds", "run", "slow.toml", "--processes", "2"], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 130
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
 INTERRUPTED = """
 import sys
 from sim.cli.main import main
