@@ -6,7 +6,6 @@ that host, so that killing a host stops exactly its own. Idle connections cost n
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +25,7 @@ from sim.nat import Nat, dialable
 from sim.queues import Downlink, Piece, Uplink
 from sim.route import Route
 from sim.stream import SimStream, stream_pair
+from sim.verbs import PORT, ip_of, key_seed
 
 if TYPE_CHECKING:
     from sim.network import SimWorld
@@ -61,11 +61,9 @@ class SimNetwork:
         self.downlink = Downlink()
         self.circuits = Circuits(self)
         self.links: dict[PeerId, Link] = {}
-        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"{world.seed}/{name}".encode()).digest())
+        self._key = Ed25519PrivateKey.from_private_bytes(key_seed(world.seed, name))
         self._me = peer_id_of(self._key.public_key().public_bytes_raw())
-        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big")
-        address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
-        self.address = f"/ip4/{address}/tcp/4001/p2p/{self._me}"
+        self.address = f"/ip4/{ip_of(name)}/tcp/{PORT}/p2p/{self._me}"
         self._bootstrap = tuple(bootstrap)
         self._known: dict[PeerId, tuple[str, ...]] = {}
         self._handlers: dict[str, StreamHandler] = {}

@@ -124,18 +124,7 @@ class SimWorld(Verbs):
             self._hung.discard(name)
             self._cuts_changed()
 
-    def hang(self, name: str) -> None:
-        """See ``World.hang``."""
-        self._settle()
-        super().hang(name)
-
-    def partition(self, *groups: Sequence[str]) -> None:
-        """See ``World.partition``."""
-        self._settle()
-        super().partition(*groups)
-
     def _settle(self) -> None:
-        """What has come by now has come."""
         now = trio.current_time()
         for host in self.hosts.values():
             host.downlink.settle(now)

@@ -1,7 +1,7 @@
 """What the worlds of both stacks have in common: identities, clocks, generators, who hears whom, and the trace.
 
 Invariants: what a verb says about hosts holds by name, whether they are up or not. A world's own part is what becomes
-of bytes: it overrides ``_cuts_changed``.
+of bytes: it overrides ``_settle`` and ``_cuts_changed``.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class Verbs:
 
     def hang(self, name: str) -> None:
         """See ``World.hang``."""
+        self._settle()
         self.note("hang", name, name, b"")
         self._hung.add(name)
         self._cuts_changed()
@@ -99,6 +100,7 @@ class Verbs:
 
     def partition(self, *groups: Sequence[str]) -> None:
         """See ``World.partition``."""
+        self._settle()
         self._side = {name: side for side, group in enumerate(groups, 1) for name in group}
         self.note("partition", "", "", repr(sorted(self._side.items())).encode())
         self._cuts_changed()
@@ -106,6 +108,10 @@ class Verbs:
     def heal(self) -> None:
         """See ``World.heal``."""
         self.partition()
+
+    def _settle(self) -> None:
+        """What has come by now has come, whatever is cut in the next moment."""
+        raise NotImplementedError
 
     def _cuts_changed(self) -> None:
         """Who hears whom is different from now on."""

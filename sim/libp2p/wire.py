@@ -1,7 +1,8 @@
 """A connection between two hosts, as bytes below encryption: what a socket is to the product, in virtual time.
 
-Bytes wait in the sender's buffer, leave by its uplink in turn with its other connections, travel for the path's
-delay, and pass the receiver's downlink. Each of these is a call of ``sim.timers``: no task waits but the reader's.
+Bytes wait in the sender's buffer, and pass the same uplinks, ways and downlinks, under the same congestion window, as
+those of the other stack (``sim.queues``, ``sim.congestion``). Each of these is a call of ``sim.timers``: no task waits
+but the reader's.
 
 Invariants: order is kept, nothing is lost without an error, and errors are those of a socket. What meets a cut waits
 there, as TCP's retransmissions do, and nobody is told. A buffer takes ``BUFFER_BYTES``, and is ready for more while
@@ -14,20 +15,26 @@ import errno
 import math
 import os
 from collections import deque
-from functools import partial
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import outcome
 import trio
 
 from p2pllm.net.link import NOTSENT_BYTES_MAX, Link
-from sim.libp2p.access import Downlink, Uplink
-from sim.links import Links, retransmission_s
+from p2pllm.types import Priority
+from sim.congestion import Congestion
+from sim.links import MSS_BYTES, Links
+from sim.queues import Downlink, Piece, Uplink
 from sim.timers import Timers
+
+if TYPE_CHECKING:
+    from sim.stream import Pipe
 
 BUFFER_BYTES = 4 * 1024 * 1024
 """Sent and not acknowledged: what Linux lets a connection have by itself."""
 UNSENT_BYTES = NOTSENT_BYTES_MAX
+PIECE_BYTES = 16 * 1024
+"""Connections take turns on a limited uplink by such pieces."""
 
 
 class Between(Protocol):
@@ -63,41 +70,43 @@ class Way:
         self.source = source
         self.target = target
         self._between = between
+        self._uplink, self._downlink = between.uplink(source), between.downlink(target)
+        self._congestion = self._window()
         self._ended = False
         self._reset = False
         self._unsent = bytearray()
-        self._offered = False
-        self._flying = 0
+        self._turn: Piece | None = None
+        """Waits for the uplink, or is leaving."""
+        self._flying: deque[Piece] = deque()
+        self._last: Piece | None = None
+        """The end of the file or a reset, once it is on its way."""
+        self._unacknowledged = 0
         self._acks: deque[tuple[float, int]] = deque()
-        self._arrives_at = 0.0
-        self._held: deque[tuple[bytes | None, float]] = deque()
-        """Arrived where nothing passes; None is a reset."""
+        self._first_at = 0.0
+        self._look_at = math.inf
+
+    def _window(self) -> Congestion | None:
+        links = self._between.links
+        needed = links.slow_start or self._downlink.lossy or links.loss(self.source, self.target) > 0
+        return Congestion(self._back_s(), links.slow_start) if needed else None
 
     # -- at the sender
 
     def put(self, data: bytes | memoryview) -> int:
         """Take what fits; how many bytes."""
-        size = min(len(data), BUFFER_BYTES - self.queued())
-        if size <= 0:
-            return 0
-        data = data if size == len(data) else memoryview(data)[:size]
-        uplink = self._between.uplink(self.source)
-        if uplink.unlimited and not self._unsent:
-            self._flying += size
-            self.leave(bytes(data), 0.0)
-        else:
-            self._unsent += data
-            if not self._offered:
-                self._offered = True
-                uplink.offer(self)
+        size = max(0, min(len(data), BUFFER_BYTES - self.queued()))
+        if size:
+            self._unsent += data if size == len(data) else memoryview(data)[:size]
+            self._unacknowledged += size
+            self._offer()
         return size
 
     def queued(self) -> int:
         """Bytes taken that are not acknowledged."""
         now = trio.current_time()
         while self._acks and self._acks[0][0] <= now:
-            self._flying -= self._acks.popleft()[1]
-        return len(self._unsent) + self._flying
+            self._unacknowledged -= self._acks.popleft()[1]
+        return self._unacknowledged
 
     @property
     def ready(self) -> bool:
@@ -109,74 +118,108 @@ class Way:
         """When the next acknowledgement comes, as far as it is known."""
         return self._acks[0][0] if self._acks else math.inf
 
-    def take(self, size_max: int) -> bytes:
-        """See ``access.Sender``."""
-        piece = bytes(self._unsent[:size_max])
-        del self._unsent[:size_max]
-        self._offered = bool(piece)
-        self._flying += len(piece)
-        return piece
-
-    def leave(self, piece: bytes, took_s: float) -> None:
-        """See ``access.Sender``."""
-        if self._reset:
-            return
-        self._send(piece, took_s)
-        if self._ended and not self._unsent:
-            self._send(b"", 0.0)
-        self.far.other.wake_sender()
-
     def end(self) -> None:
         """Send the end of the file after everything else."""
-        if not self._ended:
-            self._ended = True
-            if not self._unsent and not self._offered:
-                self._send(b"", 0.0)
+        self._ended = True
+        self._offer()
 
     def reset(self) -> None:
         """Drop what has not left, and tell the other end that the connection is gone."""
         if not self._reset:
             self._reset = True
             self._unsent.clear()
-            self._send(None, 0.0)
+            self._finish()
 
-    def _send(self, piece: bytes | None, took_s: float) -> None:
-        delay_s = self._between.links.delay(self.source, self.target, len(piece or b""))
-        self._arrives_at = max(self._arrives_at, trio.current_time() + delay_s)
-        self._between.timers.at(self._arrives_at, lambda: self._arrive(piece, took_s))
+    def _offer(self) -> None:
+        """Let the next bytes wait for their turn, unless others of this connection do already."""
+        while self._turn is None and self._unsent:
+            size = len(self._unsent) if self._uplink.bytes_per_s is None else PIECE_BYTES
+            if self._congestion is not None:
+                size = int(min(size, PIECE_BYTES, max(2 * MSS_BYTES, self._congestion.room(trio.current_time()))))
+            data = bytes(self._unsent[:size])
+            del self._unsent[:size]
+            size = self._between.links.carried(len(data))
+            self._turn = Piece(cast("Pipe", self), data, size, Priority.STEP)
+            self._uplink.forward(self._turn)
+        if self._ended and self._turn is None and self._last is None:
+            self._finish()
+
+    def launched(self, piece: Piece) -> None:
+        """The uplink carries ``piece`` from now on."""
+        if piece.ends_at > trio.current_time():
+            self._between.timers.at(piece.ends_at, self._left)
+        else:
+            self._turn = None
+        if not self._reset:
+            self._travel(piece)
+            if self._congestion is not None:
+                self._congestion.sent(piece, piece.left_at)
+
+    def _left(self) -> None:
+        self._turn = None
+        self._offer()
+        self.far.other.wake_sender()
+
+    def _finish(self) -> None:
+        self._last = Piece(cast("Pipe", self), b"", 0, Priority.STEP)
+        self._last.left_at = self._last.ends_at = trio.current_time()
+        self._travel(self._last)
+
+    def _travel(self, piece: Piece) -> None:
+        delay_s, losses = self._between.links.journey(self.source, self.target, piece.size)
+        first_at = self._first_at = max(piece.left_at + delay_s, self._first_at)
+        piece.losses, piece.rtt_s = losses, delay_s + self._back_s()
+        piece.final = True
+        self._downlink.take(piece, first_at, first_at + piece.ends_at - piece.left_at)
+        self._flying.append(piece)
+        if len(self._flying) == 1:
+            self._plan()
+
+    # -- what the uplink asks of a flow
+
+    @property
+    def cut(self) -> bool:
+        """Whether nothing passes now."""
+        return self._between.cut(self.source, self.target)
+
+    def fits(self, piece: Piece, now: float) -> bool:
+        """Whether TCP lets ``piece`` leave now (what is lost anyway need not wait)."""
+        return self._congestion is None or self._reset or self._congestion.fits(piece.size, now)
+
+    @property
+    def fits_at(self) -> float:
+        """The earliest moment at which that may change."""
+        return trio.current_time() if self._congestion is None else self._congestion.next_s
 
     # -- at the receiver
 
-    def _arrive(self, piece: bytes | None, took_s: float) -> None:
-        self._held.append((piece, took_s))
-        if len(self._held) == 1:
-            self.let_through()
+    def look(self) -> None:
+        """Hand over what has arrived; nothing does while the way is cut."""
+        now = trio.current_time()
+        if self._look_at <= now:
+            self._look_at = math.inf
+        while self._flying and not self.cut and self._flying[0].arrived(now):
+            self._deliver(self._flying.popleft(), now)
+        if self._flying and not self.cut:
+            self._plan()
 
-    def let_through(self) -> None:
-        """What has arrived goes on, as far as a cut and a full queue let it."""
-        downlink = self._between.downlink(self.target)
-        while self._held and not self._between.cut(self.source, self.target):
-            if downlink.full:
-                rtt_s = self._between.links.latency(self.source, self.target) + self._back_s()
-                self._between.timers.after(retransmission_s(1, rtt_s), self.let_through)
-                return
-            piece, took_s = self._held.popleft()
-            passed_at = downlink.pass_at(len(piece or b""), took_s)
-            if passed_at <= trio.current_time():
-                self._deliver(piece)
-            else:
-                self._between.timers.at(passed_at, partial(self._deliver, piece))
+    def _plan(self) -> None:
+        due = self._flying[0].arrival
+        if due < self._look_at:
+            self._look_at = due
+            self._between.timers.at(due, self.look)
 
-    def _deliver(self, piece: bytes | None) -> None:
-        if piece is None:
-            self.far.broken(errno.ECONNRESET)
-            return
-        if piece:
-            ack_at = trio.current_time() + self._back_s()
-            self._acks.append((ack_at, len(piece)))
+    def _deliver(self, piece: Piece, now: float) -> None:
+        if piece is not self._last:
+            ack_at = now + self._back_s()
+            self._acks.append((ack_at, len(piece.data)))
             if self.far.other.waits_to_send:
                 self._between.timers.at(ack_at, self.far.other.wake_sender)
-        self.far.arrived(piece)
+            self.far.arrived(piece.data)
+        elif self._reset:
+            self.far.broken(errno.ECONNRESET)
+        else:
+            self.far.arrived(b"")
 
     def _back_s(self) -> float:
         return self._between.links.latency(self.target, self.source)

@@ -15,11 +15,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 from weakref import WeakValueDictionary
 
 import trio
@@ -28,12 +27,13 @@ from p2pllm.config import NetConfig
 from p2pllm.net.link import Link
 from p2pllm.net.yamux import YamuxStream
 from p2pllm.types import PeerId
-from sim.libp2p.access import Downlink, Uplink
 from sim.libp2p.host import Libp2pHost
 from sim.libp2p.stream import Libp2pStream
 from sim.libp2p.transport import Address
-from sim.libp2p.wire import Place, Wire, connection
-from sim.links import Links
+from sim.libp2p.wire import Place, Way, Wire, connection
+from sim.links import Access, Links
+from sim.nat import dialable
+from sim.queues import Downlink, Piece, Uplink
 from sim.timers import Timers
 from sim.verbs import Verbs
 
@@ -106,13 +106,16 @@ class Libp2pWorld(Verbs):
             if wire.out.source == name:
                 wire.crash()
         self.hosts[name].die()
+        if name in self._hung:  # its machine answers again, and refuses
+            self._hung.discard(name)
+            self._cuts_changed()
 
     # -- connections
 
     async def connect(self, host: Libp2pHost, address: Address) -> Wire:
         """A connection from ``host``: a round trip. Who has no such port refuses, who is cut off stays silent."""
         name = host.name if address[0].startswith("127.") else self._by_ip.get(address[0])
-        if name is None:
+        if name is None or not (name == host.name or dialable(self.links.access(name).nat)):
             await trio.sleep_forever()
         await self._travel(host.name, name)
         await self._travel(name, host.name)
@@ -140,24 +143,36 @@ class Libp2pWorld(Verbs):
     def uplink(self, name: str) -> Uplink:
         """See ``wire.Between``."""
         if name not in self._uplinks:
-            self._uplinks[name] = Uplink(name, self.links, self.timers)
+            uplink = self._uplinks[name] = Uplink(self.timers, _launch)
+            uplink.change(self.links.access(name).up_bytes_per_s)
         return self._uplinks[name]
 
     def downlink(self, name: str) -> Downlink:
         """See ``wire.Between``."""
         if name not in self._downlinks:
-            self._downlinks[name] = Downlink(name, self.links)
+            downlink, access = Downlink(), self.links.access(name)
+            downlink.change(access.down_bytes_per_s, access.queue_s)
+            self._downlinks[name] = downlink
         return self._downlinks[name]
 
-    def set_bandwidth(self, name: str, up_bytes_per_s: float | None) -> None:
-        """See ``World.set_bandwidth``."""
-        self.set_access(name, replace(self.links.access(name), up_bytes_per_s=up_bytes_per_s))
+    def set_access(self, name: str, access: Access) -> None:
+        """See ``World.set_access``."""
+        super().set_access(name, access)
+        self.uplink(name).change(access.up_bytes_per_s)
+        self.downlink(name).change(access.down_bytes_per_s, access.queue_s)
+
+    def _settle(self) -> None:
+        now = trio.current_time()
+        for downlink in self._downlinks.values():
+            downlink.settle(now)
 
     def _cuts_changed(self) -> None:
         self._passable.set()
         self._passable = trio.Event()
+        for downlink in self._downlinks.values():
+            downlink.retry()
         for wire in self._wires:
-            wire.out.let_through()
+            wire.out.look()
 
     def later(self, a: str, b: str, call: Callable[[], None]) -> None:
         """See ``World.later``."""
@@ -173,3 +188,7 @@ class Libp2pWorld(Verbs):
         """The other end, if its host knows the stream."""
         link = stream.inner.conn.secured_conn.link
         return self._ends.get((link.other, stream.inner.stream_id)) if isinstance(link, Wire) else None
+
+
+def _launch(piece: Piece) -> None:
+    cast("Way", piece.pipe).launched(piece)
