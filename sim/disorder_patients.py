@@ -79,7 +79,7 @@ class SwarmPatients:
 
     @property
     def world(self) -> World:
-        return cast("World", self._swarm.world)
+        return self._swarm.world
 
     def names(self) -> tuple[str, ...]:
         """See ``Patients``."""

@@ -20,8 +20,8 @@ from p2pllm.server.engine import Task
 from p2pllm.types import PeerId
 from p2pllm.wire.frame import MessageReader, encode_message
 from p2pllm.wire.messages import Answer, FaultKind, Open, plain_size
-from sim.stream import SimStream
 from sim.swarm import SimServer, SimSwarm
+from sim.world import TappedStream
 
 BUSY_S = 1.2
 """How long a server that was declared full stays so."""
@@ -112,7 +112,7 @@ class Injector:
         self._faults = {fault.index: fault for fault in faults}
         swarm.world.tap = self._message
 
-    def _message(self, stream: SimStream, data: bytes) -> bytes:
+    def _message(self, stream: TappedStream, data: bytes) -> bytes:
         source, target = stream.ends
         index = len(self.seen)
         self.seen.append(Seen(source, target, data))
@@ -129,7 +129,7 @@ class Injector:
             return servers[source]
         return servers[target]
 
-    def _strike(self, kind: Mishap, victim: SimServer, stream: SimStream, data: bytes) -> bytes:
+    def _strike(self, kind: Mishap, victim: SimServer, stream: TappedStream, data: bytes) -> bytes:
         match kind:
             case Mishap.KILL:
                 self._swarm.world.kill(victim.name)
@@ -139,8 +139,7 @@ class Injector:
                 self._swarm.world.hang(victim.name)
                 self._swarm.world.nursery.start_soon(self._wake_later, victim.name)
             case Mishap.RESET:
-                stream.other_end.fail("the stream was reset on its way", keep=False)
-                stream.fail("the stream was reset on its way", keep=False)
+                stream.fail_both("the stream was reset on its way")
             case Mishap.CORRUPT:
                 return flipped(data, len(self.seen))
             case Mishap.LIE:

@@ -6,24 +6,27 @@ name and the purpose.
 
 from __future__ import annotations
 
-from p2pllm.ports import Compute, Ports, Storage
+from p2pllm.ports import Compute, Network, Ports, Storage
 from sim.compute import SimCompute
-from sim.host import SimNetwork
 from sim.network import SimWorld
 from sim.storage import MemoryStorage
+from sim.world import World
 
 
 def sim_ports(
-    world: SimWorld,
+    world: World,
     name: str,
     *,
-    network: SimNetwork | None = None,
+    network: Network | None = None,
     compute: Compute | None = None,
     storage: Storage | None = None,
 ) -> Ports:
-    """The ports of host ``name``: of a new one, or of ``network`` where the host exists already."""
+    """The ports of host ``name``: of ``network``, or of a new one, which a world on ports makes without waiting."""
+    if network is None:
+        assert isinstance(world, SimWorld), "start the host, and hand it over"
+        network = world.host(name)
     return Ports(
-        network=network or world.host(name),
+        network=network,
         compute=compute or SimCompute(),
         storage=storage or MemoryStorage(),
         wall_time=lambda: world.wall_time(name),

@@ -1,7 +1,8 @@
 """A swarm in virtual time: the production server and client over simulated ports, up in a few milliseconds.
 
 What a process would spend on joining is left out, nothing else: views are filled with the signed announcements that
-servers publish, weights are there already. Everything that serves and asks is the production code.
+servers publish, weights are there already. Everything that serves and asks is the production code. Whole nodes, which
+join, announce and leave, are in ``sim.nodes``.
 
 Invariants: the same seed and spans give the same trace. A server's tasks are its host's, so that ``world.kill`` ends
 them. Made by ``open_swarm``; use everything inside it only.
@@ -9,10 +10,11 @@ them. Made by ``open_swarm``; use everything inside it only.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import trio
 
@@ -34,9 +36,9 @@ from p2pllm.server.serving import Serving
 from p2pllm.types import ModelId, Numerics, PeerId, ServerState, Span
 from p2pllm.wire import BACKWARD, FORWARD, INFO, PUSH, SESSION
 from sim.compute import SimCompute, flat_cost
-from sim.host import SimNetwork
 from sim.network import SimWorld
 from sim.ports import sim_ports
+from sim.world import Host, World
 
 MODEL = ModelId("70" * 32)
 CACHE_TOKENS = 2048
@@ -64,7 +66,7 @@ class SimServer:
 
     name: str
     span: Span
-    network: SimNetwork
+    network: Host
     serving: Serving
     record: bytes
 
@@ -79,7 +81,7 @@ class SimClient:
 
     model: RemoteModel
     directory: Directory
-    network: SimNetwork
+    network: Host
 
     @property
     def peers(self) -> Peers:
@@ -90,17 +92,17 @@ class SimClient:
 class SimSwarm:
     """Servers and clients of one model in one world."""
 
-    world: SimWorld
+    world: World
     blocks: Blocks
     config: Config
-    compute: Callable[[], Compute]
+    compute: Callable[[str], Compute]
     servers: dict[str, SimServer] = field(default_factory=dict)
     clients: list[SimClient] = field(default_factory=list)
 
     async def add(self, name: str, span: Span, config: Config | None = None) -> SimServer:
         """One more server; clients learn of it at once. A name that was killed comes back empty."""
         config = config or self.config
-        network = self.world.host(name)
+        network = await self.world.start(name)
         for other in self.servers.values():  # as every server's directory tells it
             network.learn(other.peer, other.network.addrs)
             other.network.learn(network.me, network.addrs)
@@ -110,7 +112,7 @@ class SimSwarm:
         offer = Offer(
             MODEL, span, shape.hidden_size, shape.max_positions, self.blocks.numerics, config.server.forward_tokens_max
         )
-        serving = Serving(offer, backend, network, self.compute(), config, "cpu")
+        serving = Serving(offer, backend, network, self.compute(name), config, "cpu")
         record = self._announcement(network, span, tokens)
         server = self.servers[name] = SimServer(name, span, network, serving, record)
         ready = trio.Event()
@@ -143,8 +145,8 @@ class SimSwarm:
         config = config or self.config
         if not pings:
             config = replace(config, client=replace(config.client, pings_max=0))
-        network = self.world.host(name)
-        ports = sim_ports(self.world, name, network=network, compute=self.compute())
+        network = await self.world.start(name)
+        ports = sim_ports(self.world, name, network=network, compute=self.compute(name))
         directory = Directory(ports, config, [MODEL])
         for server in self.servers.values():
             self._tell(directory, name, server)
@@ -164,9 +166,7 @@ class SimSwarm:
         for client in self.clients:
             client.directory.view.merge(record, trio.current_time(), self.world.wall_time(client.network.name))
 
-    def _announcement(
-        self, network: SimNetwork, span: Span, tokens: int, state: ServerState = ServerState.ONLINE
-    ) -> bytes:
+    def _announcement(self, network: Host, span: Span, tokens: int, state: ServerState = ServerState.ONLINE) -> bytes:
         wall_ms = int(1000 * self.world.wall_time(network.name))
         announcement = Announcement(
             MODEL, span, self.blocks.config.num_blocks, state, self.blocks.numerics,
@@ -188,14 +188,26 @@ async def open_swarm(
     seed: int = 0,
     latency_s: float = 0.02,
     pass_s: float = 0.01,
-    compute: Callable[[], Compute] | None = None,
+    compute: Callable[[], Compute] | Callable[[str], Compute] | None = None,
+    world: World | None = None,
 ) -> AsyncGenerator[SimSwarm]:
     """Servers ``s0``, ``s1``, ... of these spans, on hosts of the same names.
 
-    ``compute`` makes each host's devices; without it every pass takes ``pass_s``.
+    Args:
+        compute: makes each host's devices, by its name where it wants to know that; without it every pass takes
+            ``pass_s``.
+        world: an open world of either stack, which stays open; None: one on ports, with ``seed`` and ``latency_s``.
     """
-    async with SimWorld(seed, latency_s, config.net) as world:
-        swarm = SimSwarm(world, blocks, config, compute or (lambda: SimCompute(flat_cost(pass_s))))
+    async with AsyncExitStack() as stack:
+        if world is None:
+            world = await stack.enter_async_context(SimWorld(seed, latency_s, config.net))
+        swarm = SimSwarm(world, blocks, config, by_name(compute or (lambda: SimCompute(flat_cost(pass_s)))))
         for number, (start, end) in enumerate(spans):
             await swarm.add(f"s{number}", Span(start, end))
         yield swarm
+
+
+def by_name(compute: Callable[[], Compute] | Callable[[str], Compute]) -> Callable[[str], Compute]:
+    """What makes a host's devices, given its name, whether it asks for that or not."""
+    asks = bool(inspect.signature(compute).parameters)
+    return cast("Callable[[str], Compute]", compute if asks else lambda name: cast("Callable[[], Compute]", compute)())

@@ -11,8 +11,10 @@ from p2pllm.types import Span
 from p2pllm.wire import INFO
 from p2pllm.wire.frame import MessageReader, encode_message
 from p2pllm.wire.messages import Info, InfoRequest
+from sim.compute import SimCompute, flat_cost
 from sim.faults import FaultAt, Injector, Mishap, flipped, lie
 from sim.run import run
+from sim.stacks import open_world
 from sim.swarm import MODEL, open_swarm
 from sim.toy import ToyModel
 
@@ -87,3 +89,23 @@ def test_a_lie_is_a_whole_answer_of_another_shape():
 @pytest.mark.parametrize("text", ["kill@37", "hang@40s"])
 def test_a_fault_is_its_text(text):
     assert str(FaultAt.parse(text)) == text
+
+
+@pytest.mark.parametrize("stack", ["ports", "libp2p"])
+def test_a_swarm_in_a_world_of_either_stack_with_devices_of_its_own(stack):
+    made = []
+
+    def compute(name):
+        made.append(name)
+        return SimCompute(flat_cost(0.1 if name == "s1" else 0.01))
+
+    async def play():
+        async with open_world(stack, 3, CONFIG.net) as world:
+            opened = open_swarm(TOY, [(0, 2), (2, 4)], CONFIG, world=world, compute=compute)
+            async with opened as swarm, swarm.client() as client:
+                return await client.model.generate([PROMPT], max_new_tokens=6)
+
+    result = run(play, 3)
+    assert list(result.new_ids[0]) == TOY.greedy(PROMPT, 6)
+    assert made == ["s0", "s1", "client"]
+    assert 1 / result.steps_per_s > 0.11
