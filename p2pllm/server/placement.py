@@ -8,6 +8,10 @@ rule).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from p2pllm.types import Span
 
@@ -32,8 +36,31 @@ def join_window(throughputs: Sequence[float], length: int) -> Span:
     if length < 1 or not throughputs:
         raise ValueError(f"no window of {length} blocks in a model of {len(throughputs)}")
     length = min(length, len(throughputs))
-    start = min(range(len(throughputs) - length + 1), key=lambda s: sorted(throughputs[s : s + length]))
+    start = weakest_window(np.asarray(throughputs), length)
     return Span(start, start + length)
+
+
+def weakest_window(strengths: npt.NDArray[Any], length: int) -> int:
+    """Where the window begins whose sorted strengths are lexicographically smallest, the first among equals.
+
+    Args:
+        strengths: per block, not negative, integers or floats.
+        length: at most as many as there are blocks.
+    """
+    least = strengths
+    reach = 1
+    while reach < length:  # least[i] = the weakest of the blocks i..i + reach
+        step = min(reach, length - reach)
+        least = np.minimum(least[:-step], least[step:])
+        reach += step
+    starts = np.flatnonzero(least == least.min())
+    if len(starts) == 1 or length == 1:
+        return int(starts[0])
+    rows = np.sort(strengths[starts[:, None] + np.arange(length)], axis=1)
+    # Numbers that are not negative are in the order of their big-endian bytes.
+    keys = rows.astype(rows.dtype.newbyteorder(">")).tobytes()
+    size = rows.itemsize * length
+    return int(starts[min(range(len(starts)), key=lambda i: keys[i * size : (i + 1) * size])])
 
 
 def blocks_that_fit(
