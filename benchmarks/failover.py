@@ -8,7 +8,8 @@ as many tokens through as many blocks, in the same chunks.
 Pushes: a chain of three toy servers, 50 ms between all parties, in virtual time; pushed, a step takes one delay more
 than there are hops, relayed two for each hop.
 
-The failure table is explained in benchmarks/failure_table.py, the history's size in benchmarks/history.py.
+The failure table is explained in sim/experiments/failure_table.py (``python -m sim run failure-table`` plays it, too),
+the history's size in benchmarks/history.py.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, TypeVar
 import torch
 import trio
 
-from benchmarks import failure_table, history
+from benchmarks import history
 from benchmarks.common import Shape, arguments, save, show, write_checkpoint
 from p2pllm.client.failover import Failover
 from p2pllm.client.legs import Leg
@@ -42,7 +43,11 @@ from p2pllm.model.source import FolderSource
 from p2pllm.model.span import SpanModel
 from p2pllm.types import Cost, Numerics, Span
 from sim.compute import SimCompute
+from sim.experiments import failure_table
+from sim.kinds import Run
 from sim.run import run
+from sim.show import console
+from sim.show import show as show_outcome
 from sim.swarm import SimClient, SimSwarm, open_swarm
 from sim.toy import ToyModel
 
@@ -281,8 +286,9 @@ def main() -> None:
             "Pushed and relayed hops, 50 ms between all parties", results["pushes"], f"goal: {PUSH_GOAL:.0%} of the sum"
         )
     if args.only in (None, "table"):
-        results["table"] = failure_table.measure(args.seeds)
-        failure_table.report(results["table"])
+        outcome = failure_table.KIND.play(failure_table.Params(seeds=args.seeds), Run())
+        show_outcome("The paper's failure table", outcome, console())
+        results["table"] = {"seeds": args.seeds, "rows": list(outcome.results), "ok": outcome.ok}
     save(args.out, results)
 
 
