@@ -123,6 +123,7 @@ class Kind(Generic[P]):
         params: a frozen dataclass; its defaults are the full experiment.
         stacks: those on which it can be played, the usual one first.
         parallel: it spreads its work over processes (``Run.map``), so nothing else should run beside it.
+        measured: some of its figures are this machine's wall time, so that only its trace is the same every time.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Kind(Generic[P]):
     play: Callable[[P, Run], Outcome]
     stacks: tuple[Stack, ...] = ("ports",)
     parallel: bool = False
+    measured: bool = False
 
 
 def kind_of(name: str) -> Kind[Any]:

@@ -162,4 +162,7 @@ def _real_plot(found: list[tuple[str, Timed]]) -> Plot:
     return Plot("A step with offloaded weights, this machine", "tokens", "ms", tuple(series), kind="bar")
 
 
-KIND = Kind("offload", "the papers' offloading bounds to the last digit, and a real run for their shape", Params, run)
+KIND = Kind(
+    "offload", "the papers' offloading bounds to the last digit, and a real run for their shape", Params, run,
+    measured=True,
+)  # fmt: skip

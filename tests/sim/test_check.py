@@ -30,6 +30,13 @@ def test_equal_plays_are_told_equal():
     assert not Verdict(one, told(task().scenario, Run(4))).same
 
 
+def test_of_a_kind_that_measures_only_the_trace_is_compared():
+    measuring = replace(task().scenario, kind=replace(KIND, measured=True))
+    one, other = (told(measuring, Run(3, processes=1)) for _ in range(2))
+    assert (one.digest, one.trace_hash) == ("", told(task().scenario, Run(3)).trace_hash)
+    assert Verdict(one, other).same
+
+
 def test_events_are_recorded_into_a_file(tmp_path):
     found = recorded(task().scenario, Run(3), tmp_path / "events")
     assert found == told(task().scenario, Run(3))
