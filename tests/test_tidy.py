@@ -30,6 +30,8 @@ TESTED_ELSEWHERE = {
     "p2pllm/cli/generate.py": "tests/swarm/test_processes.py",
     "p2pllm/cli/node.py": "tests/swarm/test_processes.py",
     "p2pllm/cli/status.py": "tests/swarm/test_processes.py",
+    "p2pllm/client/backward.py": "tests/client/test_blocks.py",
+    "p2pllm/client/servers.py": "tests/client/test_chain.py",
     "p2pllm/client/facade.py": "tests/swarm/test_facades.py",
     "p2pllm/node/look.py": "tests/swarm/test_processes.py",
     "p2pllm/node/measuring.py": "tests/swarm/test_processes.py",

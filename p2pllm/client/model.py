@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from p2pllm.client.blocks import Blocks
 from p2pllm.client.chain import ForwardPass, Part
 from p2pllm.client.context import Context
 from p2pllm.client.edge import Packed, pack, unpack
@@ -199,6 +200,11 @@ class RemoteModel:
             async with Session(self._context, max_length=length, activations=codec) as session:
                 parts.append(await session.step(input_ids[first : first + rows]))
         return torch.cat(parts)
+
+    @property
+    def blocks(self) -> Blocks:
+        """All blocks, to compute and differentiate with; ``model.blocks[3:7]`` are some of them."""
+        return Blocks(self._context, self._context.whole)
 
     # -- the client's own ends -------------------------------------------------------------------------------------
 

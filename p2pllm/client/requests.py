@@ -1,4 +1,4 @@
-"""Forward requests to one server, several under way on one stream, matched to their answers by id.
+"""Forward and backward requests to one server, several under way on one stream, matched to their answers by id.
 
 Invariants: a request ends with its answer, a fault of its own, or with the stream. The deadline is one of progress: it
 runs from the last answer (or the last request that went out whole), so a long line of requests may take its time as
@@ -25,22 +25,25 @@ from p2pllm.errors import (
     ServerFault,
     SessionGone,
 )
+from p2pllm.ports import Buffer
 from p2pllm.types import ModelId, Span
 from p2pllm.wire.frame import Payload
-from p2pllm.wire.messages import Fault, FaultKind, Forward, Forwarded, Message
+from p2pllm.wire.messages import Backward, Backwarded, Fault, FaultKind, Forward, Forwarded, Message
+
+Asked = Forward | Backward
 
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    asked: Forward
+    asked: Asked
     done: trio.Event = field(default_factory=trio.Event)
     answer: Packed | None = None
     error: P2PLLMError | None = None
     sent: bool = False
 
 
-class ForwardRequests:
-    """Forwards over ``link``; ``serve`` has to run beside those who ``ask``."""
+class Requests:
+    """Forwards or backwards over ``link``; ``serve`` has to run beside those who ask."""
 
     def __init__(self, link: Link, model: ModelId, limits: WireLimits, timeout_s: float) -> None:
         self.link = link
@@ -61,14 +64,39 @@ class ForwardRequests:
         Raises:
             PeerLost, RemoteProtocolError, RemoteFault: the server failed, or refused.
         """
+        asked = Forward(self._number(), self._model, span, counts, codec, packed.tensor, codec_points=points)
+        return await self._ask(asked, packed.payload)
+
+    async def ask_back(
+        self,
+        span: Span,
+        counts: tuple[int, ...],
+        packed: Packed,
+        gradient: Packed,
+        codec: str,
+        points: tuple[int, ...],
+    ) -> Packed:
+        """The gradient at the inputs ``packed`` of ``span``, in the codec of ``gradient``, that at its outputs.
+
+        Raises:
+            PeerLost, RemoteProtocolError, RemoteFault: the server failed, or refused.
+        """
+        asked = Backward(
+            self._number(), self._model, span, counts, codec, packed.tensor, gradient.tensor, codec_points=points
+        )
+        return await self._ask(asked, b"".join((packed.payload, gradient.payload)))
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    async def _ask(self, asked: Asked, payload: Buffer) -> Packed:
         if self._over is not None:
             raise self._over
-        request = _Request(Forward(self._next, self._model, span, counts, codec, packed.tensor, codec_points=points))
-        self._next += 1
-        self._requests[request.asked.request] = request
+        request = self._requests[asked.request] = _Request(asked)
         try:
             async with self._sending:
-                await self.link.send(request.asked, packed.payload)
+                await self.link.send(asked, payload)
             request.sent = True
             self._work.set()
             await request.done.wait()
@@ -110,24 +138,28 @@ class ForwardRequests:
 
     def _take(self, message: Message, payload: Payload) -> None:
         match message:
-            case Forwarded():
+            case Forwarded() | Backwarded():
                 request = self._asked(message.request)
-                tensor = message.tensor
-                if tensor.shape != request.asked.tensor.shape or tensor.codec != request.asked.activations:
-                    raise RemoteProtocolError(f"forward answered with {tensor.codec} {list(tensor.shape)}")
+                tensor, asked = message.tensor, request.asked
+                back = isinstance(asked, Backward)
+                codec = asked.gradient.codec if isinstance(asked, Backward) else asked.activations
+                if back != isinstance(message, Backwarded):
+                    raise RemoteProtocolError(f"{type(message).__name__} answers a {type(asked).__name__}")
+                if tensor.shape != asked.tensor.shape or tensor.codec != codec:
+                    raise RemoteProtocolError(f"{tensor.codec} {list(tensor.shape)} answers a {type(asked).__name__}")
                 request.answer = Packed(tensor, payload)
             case Fault():
                 request = self._asked(message.step)
                 request.error = _error_of(message, self._limits)
             case _:
-                raise RemoteProtocolError(f"{type(message).__name__} as an answer to a forward")
+                raise RemoteProtocolError(f"{type(message).__name__} as an answer to a request")
         del self._requests[request.asked.request]
         request.done.set()
 
     def _asked(self, number: int) -> _Request:
         request = self._requests.get(number)
         if request is None:
-            raise RemoteProtocolError(f"answer to forward {number}, which is not under way")
+            raise RemoteProtocolError(f"answer to request {number}, which is not under way")
         return request
 
 

@@ -2,7 +2,9 @@
 
 Invariants: stateless, as the server that runs it: activations are computed anew from the inputs, and the weights get no
 gradient. Memory is bounded: blocks are taken in groups whose activations fit a budget, the last group first. Rounding
-at codec points counts as if it were not there (a straight-through estimate), for the way back only.
+at codec points counts as if it were not there (a straight-through estimate), for the way back only. In exact mode every
+block starts from the very bits that it gets on the way forward, so a gradient does not depend on how its blocks were
+divided among servers.
 """
 
 from __future__ import annotations
@@ -49,12 +51,17 @@ def backward(
     if not len(hidden):
         return gradient.clone()
     plan = Plan(model.config, segments, model.rope, None, exact=False)
-    group = max(1, saved_bytes_max // (len(hidden) * saved_bytes(model.config, model.dtype)))
+    plan.factors = plan.factors.clone()  # a table that grew in inference mode could not be saved for the way back
+    group = 1 if model.exact else max(1, saved_bytes_max // (len(hidden) * saved_bytes(model.config, model.dtype)))
     starts = list(range(span.start, span.end, group))
     inputs = [hidden.to(model.device, model.dtype)]
     with torch.no_grad():
         for start in starts[:-1]:
-            inputs.append(_through(model, inputs[-1], plan, border, Span(start, start + group), span.start))
+            blocks = Span(start, start + group)
+            if model.exact:
+                inputs.append(model.run(_rounded(inputs[-1], border, start, span), segments, span=blocks).clone())
+            else:
+                inputs.append(_through(model, inputs[-1], plan, border, blocks, span.start))
     result = gradient.to(model.device, model.dtype)
     for start, entered in zip(reversed(starts), reversed(inputs), strict=True):
         leaf = entered.detach().requires_grad_()
@@ -68,6 +75,10 @@ def saved_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """About what autograd keeps of one token in one block."""
     attention = (config.num_heads * 3 + config.num_kv_heads * 4) * config.head_dim
     return (8 * config.hidden_size + attention + 4 * config.intermediate_size) * dtype.itemsize
+
+
+def _rounded(x: Tensor, border: Border | None, block: int, span: Span) -> Tensor:
+    return x if border is None or block == span.start else border(block, x.clone())
 
 
 def _through(model: SpanModel, x: Tensor, plan: Plan, border: Border | None, blocks: Span, entry: int) -> Tensor:

@@ -28,7 +28,7 @@ from p2pllm.server.pushes import Pushes
 from p2pllm.server.room import CacheRoom
 from p2pllm.server.sessions import Sessions
 from p2pllm.types import ModelId, Numerics, PeerId, ServerState, Span
-from p2pllm.wire import FORWARD, PUSH, SESSION
+from p2pllm.wire import BACKWARD, FORWARD, PUSH, SESSION
 from sim.compute import SimCompute, flat_cost
 from sim.network import SimWorld
 from sim.ports import sim_ports
@@ -135,7 +135,9 @@ class Swarm:
         sessions = Sessions(offer, engine, room, config, self.world.nursery, pushes.post)
         network.serve(SESSION, sessions.handle)
         network.serve(PUSH, lambda stream: pushes.handle(stream, sessions))
-        network.serve(FORWARD, Forwards(offer, engine, config).handle)
+        forwards = Forwards(offer, engine, config)
+        network.serve(FORWARD, forwards.handle)
+        network.serve(BACKWARD, forwards.handle)
         network.spawn(engine.serve)
         network.spawn(sessions.care)
         announcement = Announcement(

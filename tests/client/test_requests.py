@@ -10,7 +10,7 @@ import trio
 
 from p2pllm.client.edge import Packed
 from p2pllm.client.link import Links, PeerSilent
-from p2pllm.client.requests import ForwardRequests
+from p2pllm.client.requests import Requests
 from p2pllm.config import Config, WireLimits
 from p2pllm.errors import ClientFault, Overloaded, PeerLost, RemoteProtocolError, ServerFault, SessionGone
 from p2pllm.types import ModelId, SessionId, Span
@@ -47,14 +47,14 @@ async def requests(script, timeout_s: float = 3.0):
         client.learn(server.me, server.addrs)
         server.serve(FORWARD, handle)
         link, _ = await Links(client, Config()).take(server.me, FORWARD)
-        made = ForwardRequests(link, ModelId("ab"), WireLimits(), timeout_s)
+        made = Requests(link, ModelId("ab"), WireLimits(), timeout_s)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.serve)
             yield made
             nursery.cancel_scope.cancel()
 
 
-async def ask(made: ForwardRequests, value: int, tokens: int = 1) -> int:
+async def ask(made: Requests, value: int, tokens: int = 1) -> int:
     got = await made.ask(SPAN, (tokens,), packed(value, tokens), "fp32", (0, 2))
     return got.payload[0]
 
@@ -129,7 +129,7 @@ async def test_silence_ends_all_of_them():
             for value in range(3):
                 nursery.start_soon(one, value)
         assert len(errors) == 3
-        assert trio.current_time() == pytest.approx(3.3, abs=0.4)
+        assert 3.0 < trio.current_time() < 4.0
         with pytest.raises(PeerLost):
             await ask(made, 4)
         assert not made.idle

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from p2pllm.model.exact import check_exact
 from p2pllm.model.gradient import backward, saved_bytes
 from p2pllm.model.span import Segment, SpanModel
 from p2pllm.types import Span
@@ -63,15 +64,40 @@ def test_small_groups_give_the_same_gradient() -> None:
         assert torch.equal(backward(model, hidden, gradient, segments, saved_bytes_max=groups), whole)
 
 
+def test_a_model_that_has_served_before_can_go_back() -> None:
+    """What inference mode left behind, such as a grown table of rotations, must not get into the way."""
+    config, tensors = zoo.ours(zoo.reference("llama-gqa"))
+    fresh, used = (SpanModel.load(config, Span(0, 3), tensors) for _ in range(2))
+    hidden, gradient, segments = batch(config.hidden_size)
+    used.run(hidden, segments)
+    assert torch.equal(used.backward(hidden, gradient, segments), fresh.backward(hidden, gradient, segments))
+
+
 def test_two_spans_are_one() -> None:
     config, tensors = zoo.ours(zoo.reference("qwen3"))
     model = SpanModel.load(config, Span(0, 3), tensors)
     hidden, gradient, segments = batch(config.hidden_size)
     middle = model.run(hidden, segments, span=Span(0, 2)).clone()
     back = backward(model, middle, gradient, segments, span=Span(2, 3))
-    assert close(
-        backward(model, hidden, back, segments, span=Span(0, 2)), backward(model, hidden, gradient, segments), 1e-6
-    )
+    whole = backward(model, hidden, gradient, segments)
+    assert close(backward(model, hidden, back, segments, span=Span(0, 2)), whole, 1e-6)
+
+
+def test_in_exact_mode_two_spans_are_one_bit_for_bit() -> None:
+    config, tensors = zoo.ours(zoo.reference("qwen3"))
+    model = SpanModel.load(config, Span(0, 3), tensors)
+    assert check_exact(model)
+    hidden, gradient, segments = batch(config.hidden_size)
+
+    def border(block: int, x: torch.Tensor) -> torch.Tensor:
+        return (x * 64).round() / 64 if block == 1 else x
+
+    whole = backward(model, hidden, gradient, segments, border)
+    for cut in (1, 2):
+        middle = model.run(hidden, segments, border=border, span=Span(0, cut)).clone()
+        middle = border(cut, middle)
+        back = backward(model, middle, gradient, segments, border, span=Span(cut, 3))
+        assert torch.equal(backward(model, hidden, back, segments, border, span=Span(0, cut)), whole)
 
 
 def test_rounding_at_a_border_is_passed_straight_through() -> None:
