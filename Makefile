@@ -37,9 +37,9 @@ bench: venv
 	mkdir -p benchmarks/results
 	$(BIN)/python -m benchmarks
 
-# Every scenario of the catalogue: tables, plots and one page, sim/results/report.html.
+# Every scenario of the catalogue: sim/results/report.html, and every table and plot of docs/results.md.
 sim: venv
-	$(BIN)/python -m sim all --out sim/results
+	$(BIN)/python -m sim all --out sim/results --markdown docs/results.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

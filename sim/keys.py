@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from p2pllm.errors import UserError
 from sim.catalog import Head
 from sim.kinds import KINDS, Kind, kind_of
+from sim.markdown import table as in_markdown
 from sim.reader import described
 from sim.results import Table
 from sim.store import write
@@ -125,13 +126,9 @@ def markdown() -> str:
 
 
 def _markdown(found: Table) -> str:
-    def escaped(cell: object) -> str:
-        return str(cell).replace("|", "\\|")
-
-    lines = ["| key | allowed | default | about |", "|---|---|---|---|"]
-    for key, allowed, usual, about in found.rows:
-        lines.append(f"| `{key}` | {escaped(allowed)} | `{escaped(usual)}` | {escaped(about)} |")
-    return "\n".join(lines) + "\n" if found.rows else "No keys of its own.\n"
+    note = "" if found.rows else "No keys of its own."
+    rows = tuple((key, allowed, f"`{usual}`", about) for key, allowed, usual, about in found.rows)
+    return in_markdown(dataclasses.replace(found, rows=rows, note=note), code=True)
 
 
 def updated(text: str) -> str:

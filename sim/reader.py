@@ -241,10 +241,14 @@ def bounds(limits: Limits) -> str:
     low = limits.get("min")
     high = limits.get("max") if limits.get("max") != math.inf else None
     if low is not None and high is not None:
-        return f" from {low:g} to {high:g}"
+        return f" from {_plain(low)} to {_plain(high)}"
     if low is not None:
-        return f" of at least {low:g}"
-    return f" of at most {high:g}" if high is not None else ""
+        return f" of at least {_plain(low)}"
+    return f" of at most {_plain(high)}" if high is not None else ""
+
+
+def _plain(bound: float) -> str:
+    return f"{bound:.0f}" if bound == round(bound) and abs(bound) < 1e15 else f"{bound:g}"
 
 
 def shown(value: object, *, kind: bool = True) -> str:

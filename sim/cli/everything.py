@@ -11,8 +11,7 @@ import trio
 from sim import batch, catalog, show
 from sim.batch import Batch, Done
 from sim.cli.progress import bar
-from sim.cli.reporting import can_draw
-from sim.report import PAGE, report
+from sim.cli.reporting import published
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     whole_s = trio.run(play)
     batch.remember(todo.out, done)
-    report(todo.out, draw=can_draw())
+    paths = published(todo.out, args.markdown)
     show.console().print(show.grid(batch.time_table(done, whole_s)))
-    print(todo.out / PAGE)
+    print(*paths, sep="\n")
     return 1 if any(one.code for one in done) else 0

@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(command("check", "play a scenario with many seeds, each twice, and compare"))
     report = command("report", "one HTML page of a folder of results, with CSV and JSON beside it")
     report.add_argument("folder", metavar="DIR", help="what --out was given")
+    _add_markdown(report)
     _add_all(command("all", "play every scenario of the catalogue, then report"))
     keys = command("keys", "what may stand in a scenario, kind by kind")
     keys.add_argument("kind", metavar="KIND", nargs="?", help="one kind only")
@@ -106,7 +107,12 @@ def _add_all(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="NAME", nargs="+", help="some scenarios only")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all of them (default: 0)")
     parser.add_argument("--quick", action="store_true", help="reduced versions")
+    _add_markdown(parser)
     _add_processes(parser)
+
+
+def _add_markdown(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown, too, with plots beside it")
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:

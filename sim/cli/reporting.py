@@ -7,16 +7,26 @@ import sys
 from pathlib import Path
 
 from p2pllm.errors import UserError
-from sim import plots
+from sim import markdown, plots
 from sim.report import report
 from sim.results import Plot
+from sim.store import load_all
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page; its path goes to stdout."""
-    for path in report(Path(args.folder), draw=can_draw()):
+    """Write the page; paths go to stdout."""
+    for path in published(Path(args.folder), args.markdown):
         print(path)
     return 0
+
+
+def published(folder: Path, document: str | None) -> list[Path]:
+    """The page of a folder, and the same as Markdown where that is wanted."""
+    draw = can_draw()
+    paths = report(folder, draw=draw)
+    if document is not None:
+        paths.append(markdown.publish(Path(document), load_all(folder), draw=draw)[0])
+    return paths
 
 
 def can_draw() -> bool:

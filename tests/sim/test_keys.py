@@ -60,12 +60,12 @@ def test_the_reference_in_the_documentation_is_current():
 
 def test_a_document_is_renewed_between_its_marks(tmp_path, capsys):
     path = tmp_path / "x.md"
-    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    path.write_text(f"before\n{BEGIN}\nOUTDATED\n{END}\nafter\n")
     assert main(["keys", "--update", str(path)]) == 0
     text = path.read_text()
     assert text.startswith("before\n")
     assert text.endswith(f"{END}\nafter\n")
-    assert "old" not in text
+    assert "OUTDATED" not in text
     for name in KINDS:
         assert f'`kind = "{name}"`' in text
     assert not update(path), "nothing left to do"
