@@ -40,6 +40,7 @@ STACKS: tuple[Stack, ...] = get_args(Stack)
 
 KINDS: dict[str, str] = {
     "disorder": "sim.experiments.disorder:KIND",
+    "failure-table": "sim.experiments.failure_table:KIND",
     "failover": "sim.experiments.failover:KIND",
     "swarm": "sim.experiments.swarm:KIND",
     "offload": "sim.experiments.offload:KIND",
