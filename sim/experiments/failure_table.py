@@ -142,7 +142,7 @@ def measured(params: Params, how: Run) -> Found:
 
 def rate_of(group: Sequence[Played]) -> float:
     """Steps per second over all of them: steps by time, as formulas have it."""
-    return statistics.harmonic_mean([one.steps_per_s for one in group])
+    return float(statistics.harmonic_mean([one.steps_per_s for one in group]))
 
 
 def error_of(group: Sequence[Played]) -> float:
@@ -150,7 +150,8 @@ def error_of(group: Sequence[Played]) -> float:
     if len(group) < 2:
         return 0.0
     paces = [1 / one.steps_per_s for one in group]
-    return rate_of(group) ** 2 * statistics.stdev(paces) / len(paces) ** 0.5
+    error: float = rate_of(group) ** 2 * statistics.stdev(paces) / len(paces) ** 0.5
+    return error
 
 
 # -- the paper's figures ---------------------------------------------------------------------------------------------
