@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ALL = ("codec", "blocks", "hop_transport", "routing", "swarm", "failover", "activations", "footprint")
+ALL = ("codec", "blocks", "hop_transport", "routing", "swarm", "failover", "activations", "footprint", "simulator")
 
 
 def main() -> int:
