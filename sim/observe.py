@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import trio
 
-from p2pllm.types import Span
+from p2pllm.types import ServerState, Span
 from sim.nodes import Nodes
+from sim.swarm import MODEL
 from sim.world import TappedStream
 
 
@@ -61,6 +62,7 @@ class Observer:
         self.served_s: defaultdict[str, float] = defaultdict(float)
         self.passes: dict[tuple[str, int], int] = {}
         self.spans: dict[str, Span] = {}
+        self.known: Counter[str] = Counter()
         self._nodes = nodes
         self._meter = meter
         self._jobs = jobs
@@ -85,6 +87,13 @@ class Observer:
         sent = sum(self._meter.sent_bytes.values())
         at_s, replicas = trio.current_time() - self._origin_s, min(self._nodes.coverage())
         self.samples.append(Sample(at_s, replicas, serving, running, tokens, sent))
+
+    def count_known(self) -> None:
+        """How many clients list which servers as able to serve now."""
+        names = {node.peer: node.name for node in self._nodes.of("server")}
+        for client in self._nodes.of("client"):
+            for ann in client.directory.view.servers(MODEL) if client.directory is not None else ():
+                self.known[names[ann.peer]] += ann.state is ServerState.ONLINE
 
     def passes_of(self, name: str) -> int:
         """Of all its lives, as far as they were seen."""

@@ -67,7 +67,6 @@ class Played:
         jobs: of all workloads, in the order in which they began.
         stuck: jobs, and clients, that did not get through although all was healed; a line each.
         findings: what was wrong with the swarm's own accounts.
-        liars: (name, from, until) of servers that computed wrongly on purpose, in virtual time.
     """
 
     nodes: Nodes
@@ -77,7 +76,6 @@ class Played:
     samples: list[Sample] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
-    schedule: Schedule = ()
     origin_s: float = 0.0
     took_s: float = 0.0
     trace_hash: str = ""
@@ -108,7 +106,7 @@ class Scene:
             lives.cancel_scope.cancel()  # nobody comes and goes any more
         await disorder.heal()
         await self._settle()
-        self._played.schedule = tuple(disorder.done)
+        self._observer.count_known()
         self._played.jobs = sorted((job for users in self._users for job in users.jobs), key=lambda job: job.began_s)
         self._played.findings = [*self._watch.found, *self._played.findings]
         self._played.samples = self._observer.samples

@@ -64,18 +64,18 @@ def judge(played: Played, script: Script, checks: Checks) -> list[Verdict]:
     expected = Expected(script.blocks)
     words = {True: "right", False: "wrong", None: ""}
     return [
-        Verdict(job, "misled" if word == "wrong" and _lied_to(job, played) else word)
+        Verdict(job, "misled" if word == "wrong" and _lied_to(job, played, script) else word)
         for job in played.jobs
         for word in (words[right(job, expected)],)
     ]
 
 
-def _lied_to(job: Job, played: Played) -> bool:
+def _lied_to(job: Job, played: Played, script: Script) -> bool:
     """Whether a server of its chain computed wrongly while it ran."""
-    liars = [event for event in played.schedule if event.kind is Fault.WRONG]
+    liars = [event for event in script.schedule if event.kind is Fault.WRONG]
     ended_s = math.inf if job.ended_s is None else job.ended_s
     return any(
-        played.nodes.by_name[event.target].peer in job.servers
+        (not job.servers or played.nodes.by_name[event.target].peer in job.servers)  # a forward does not tell its chain
         and job.began_s < played.origin_s + event.ends_s
         and played.origin_s + event.at_s < ended_s
         for event in liars
@@ -103,7 +103,7 @@ def outcome_of(played: Played, script: Script, checks: Checks) -> Outcome:
         notes=tuple(notes(verdicts, script, checks)),
         trace_hash=played.trace_hash,
         violations=violations(played, verdicts, checks),
-        faults=texts_of(played.schedule),
+        faults=texts_of(script.schedule),
     )
 
 
@@ -173,10 +173,11 @@ def servers(played: Played, script: Script) -> Table:
     for node in played.nodes.of("server"):
         served = played.observer.served_s[node.name] / script.seconds
         blocks = str(played.observer.spans.get(node.name, ""))
-        passes = played.observer.passes_of(node.name)
-        rows.append((node.name, blocks, node.lives, rounded(min(1.0, served)), passes, str(node.process.error or "")))
-    note = "serving: share of the time. blocks: those that it served last."
-    return Table("Servers", ("server", "blocks", "lives", "serving", "passes", "error"), tuple(rows), note)
+        passes, known = played.observer.passes_of(node.name), played.observer.known[node.name]
+        error = str(node.process.error or "")
+        rows.append((node.name, blocks, node.lives, rounded(min(1.0, served)), known, passes, error))
+    note = "blocks: those that it served last. serving: share of the time. known: clients that list it at the end."
+    return Table("Servers", ("server", "blocks", "lives", "serving", "known", "passes", "error"), tuple(rows), note)
 
 
 def traffic(played: Played, script: Script) -> Table:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from p2pllm.errors import UserError
-from sim.disorder import Schedule, in_order, schedule_of
+from sim.disorder import Schedule, in_order, schedule_of, texts_of
 from sim.disorder_processes import Churn, Place, draw
 from sim.hosts import Group
 from sim.kinds import Kind, Run
@@ -85,8 +85,8 @@ class Params:
 
 def play_swarm(params: Params, how: Run) -> Outcome:
     """Play it, and say what came of it."""
-    if how.quick:
-        params = replace(params, seconds=min(params.seconds, QUICK_S))
+    if how.quick and params.seconds > QUICK_S:
+        params = shortened(params, QUICK_S / params.seconds)
     blocks = blocks_of(params.model, max((workload.tokens_max for workload in params.workloads), default=1))
     _fit(params, blocks)
     config = configured(params.preset, params.settings)
@@ -103,6 +103,29 @@ def play_swarm(params: Params, how: Run) -> Outcome:
         return outcome_of(played, script, params.checks)
 
     return run(main, how.seed)
+
+
+def shortened(params: Params, share: float) -> Params:
+    """The same story in less time: whatever happens at a moment happens so much earlier, and lasts so much shorter."""
+    events = tuple(
+        replace(
+            event, at_s=round(share * event.at_s, 3), for_s=event.for_s and max(0.001, round(share * event.for_s, 3))
+        )
+        for event in schedule_of(params.faults)
+    )
+    churn = tuple(
+        replace(one, start_s=share * one.start_s, between_s=share * one.between_s, repair_s=share * one.repair_s)
+        for one in params.churn
+    )
+    groups = tuple(
+        replace(
+            group, starts_s=group.starts_s and share * group.starts_s,
+            lives_s=group.lives_s and max(0.1, share * group.lives_s),
+            away_s=group.away_s and max(0.1, share * group.away_s),
+        )
+        for group in params.hosts
+    )  # fmt: skip
+    return replace(params, seconds=share * params.seconds, faults=texts_of(events), churn=churn, hosts=groups)
 
 
 def _fit(params: Params, blocks: Blocks) -> None:
