@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import trio
+
 from p2pllm.errors import PeerLost
 from sim.nat import Nat, dialable, punches
 
@@ -79,6 +81,8 @@ class Circuits:
             except PeerLost:
                 continue
             return
+        if not set(known) & set(other.circuits.addrs()):
+            await trio.sleep(host.world.config.dial_timeout_s)  # a NAT drops what it does not know, and says nothing
         raise PeerLost(f"{other.me} is behind a NAT, and no relay leads to it")
 
     async def _through(self, relay: SimNetwork, other: SimNetwork) -> None:

@@ -1,8 +1,8 @@
 """TCP's congestion window on one direction of a connection, as far as throughput depends on it.
 
-With ``slow_start`` a connection begins with ten packets per round trip and doubles; after a loss the window is halved
-and grows by one packet per round trip (Reno). Without it the window begins unlimited and a loss limits it to half of
-what was under way. Every piece is acknowledged for itself, as with selective acknowledgements.
+A connection begins with ten packets per round trip and doubles; after a loss the window is halved and grows by one
+packet per round trip (Reno). Every piece is acknowledged for itself, as with selective acknowledgements. Ways on which
+nothing is ever lost have no such window, unless the experiment asks for slow start.
 
 Limits of the model: losses are seen when the repeated piece is acknowledged, a round trip late; CUBIC and BBR, which
 real hosts use, grow faster over long ways and lose less; a window that nobody fills does not grow.
@@ -27,9 +27,8 @@ IDLE_S = 1.0
 class Congestion:
     """The window of one direction. ``back_s``: how long an acknowledgement travels."""
 
-    def __init__(self, back_s: float, slow_start: bool) -> None:
-        self.window_bytes = float(WINDOW_INITIAL_BYTES) if slow_start else math.inf
-        self._initial = self.window_bytes
+    def __init__(self, back_s: float) -> None:
+        self.window_bytes = float(WINDOW_INITIAL_BYTES)
         self._threshold = math.inf
         self._back_s = back_s
         self._flight: list[tuple[float, int, Piece]] = []
@@ -43,8 +42,12 @@ class Congestion:
         """Bytes that may leave now."""
         self._acknowledge(now)
         if not self._flight and now - self._sent_at > IDLE_S:
-            self.window_bytes = min(self.window_bytes, self._initial)
+            self.window_bytes = min(self.window_bytes, WINDOW_INITIAL_BYTES)
         return self.window_bytes - self._in_flight
+
+    def piece_bytes(self, now: float) -> int:
+        """How much should leave at once: small beside the window, as a loss holds back the whole of it."""
+        return int(max(2 * MSS_BYTES, min(self.room(now), self.window_bytes / 4)))
 
     def fits(self, size: int, now: float) -> bool:
         """Whether so many bytes may leave now; with nothing under way, anything may."""

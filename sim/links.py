@@ -77,7 +77,7 @@ class Links:
     Attributes:
         window_bytes: what a stream may send unread; None: the product's rule. Read by ``ports`` only, as libp2p's
             streams have the rule itself.
-        slow_start: TCP begins slowly.
+        slow_start: TCP begins slowly also where nothing is ever lost; elsewhere it always does.
         packet_headers: whether bytes count with the headers of their packets.
         reordering: whether jitter lets streams of one connection overtake each other; a stream always keeps its order.
     """

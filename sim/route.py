@@ -93,7 +93,7 @@ class Route:
             links = self._world.links
             needed = links.slow_start or receiver.downlink.lossy or links.loss(sender.name, receiver.name) > 0
             back_s = links.latency(receiver.name, sender.name)
-            self._windows[sender.name] = Congestion(back_s, links.slow_start) if needed else None
+            self._windows[sender.name] = Congestion(back_s) if needed else None
         return self._windows[sender.name]
 
     def leave(self, piece: Piece, host: SimNetwork) -> None:

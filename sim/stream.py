@@ -17,7 +17,6 @@ from p2pllm.errors import LocalProtocolError, PeerLost
 from p2pllm.ports import Buffer
 from p2pllm.types import PeerId, Priority
 from sim.credit import Credit
-from sim.links import MSS_BYTES
 from sim.queues import Piece
 from sim.route import Route
 
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 16 * 1024
 """Data leaves in such pieces, so that steps get in between bulk."""
+RECORD_BYTES = {Priority.STEP: 65507, Priority.BULK: PIECE_BYTES}
+"""What the product seals as one: it is read when its last byte is there, and credit comes back for it as a whole."""
+RECORD_HEADERS_BYTES = 30
+"""Of yamux and Noise."""
 
 
 class Pipe:
@@ -128,7 +131,8 @@ class Pipe:
             return
         if not self.ignored:
             self._pieces.append(piece)
-        self.sender.world.note("send" if piece.data else "eof", self.sender.name, self.receiver.name, piece.data)
+        if piece.data or not piece.size:
+            self.sender.world.note("send" if piece.data else "eof", self.sender.name, self.receiver.name, piece.data)
         self.route.leave(piece, self.sender)
 
     async def take_room(self, wanted: int) -> int:
@@ -142,14 +146,17 @@ class Pipe:
             self.credit.collect(now)
         if self.credit.room <= 0 and not self.ignored:
             await self._wait_room(now + self.sender.world.config.send_timeout_s)
-        limit = min(wanted, PIECE_BYTES)
-        if not self.ignored:
-            limit = min(limit, self.credit.room)
-            window = self.route.congestion(self.sender, self.receiver)
-            if window is not None:
-                limit = int(min(limit, max(2 * MSS_BYTES, window.room(trio.current_time()))))
-            self.credit.room -= limit
+        if self.ignored:
+            return wanted
+        limit = min(wanted, self.credit.room)
+        self.credit.room -= limit
         return limit
+
+    def piece_bytes(self, wanted: int) -> int:
+        """How much of ``wanted`` leaves at once."""
+        limit = min(wanted, PIECE_BYTES)
+        window = None if self.ignored else self.route.congestion(self.sender, self.receiver)
+        return limit if window is None else min(limit, window.piece_bytes(trio.current_time()))
 
     async def _wait_room(self, until: float) -> None:
         while self.credit.room <= 0 and not self.ignored:
@@ -177,7 +184,10 @@ class Pipe:
             if self._pieces and (self._reader_lost is not None or self.ignored or not self.cut):
                 now, piece = trio.current_time(), self._pieces[0]
                 if piece.arrived(now):
-                    return self._take(piece, max_bytes, now)
+                    if piece.data or not piece.size:
+                        return self._take(piece, max_bytes, now)
+                    self._pieces.popleft()  # a part of a record: its last piece has the data
+                    continue
                 until = piece.arrival if piece.final else math.inf
             elif self._reader_lost is not None:
                 raise PeerLost(self._reader_lost)
@@ -250,17 +260,27 @@ class SimStream:
             self._sending = False
 
     async def _send(self, data: bytes, priority: Priority) -> None:
-        world, start = self._mine.world, 0
+        start, most = 0, RECORD_BYTES[priority]
         while start < len(data):
             try:
-                size = await self._out.take_room(len(data) - start)
+                size = await self._out.take_room(min(most, len(data) - start))
             except PeerLost:
                 self.abort()
                 raise
-            part = data if size == len(data) else data[start : start + size]
-            await self._mine.uplink.carry(Piece(self._out, part, world.links.carried(size), priority))
-            self._out.check_sender()
+            await self._send_record(data if size == len(data) else data[start : start + size], priority)
             start += size
+
+    async def _send_record(self, record: bytes, priority: Priority) -> None:
+        out, carried, left = self._out, self._mine.world.links.carried, len(record)
+        while left:
+            size = out.piece_bytes(left)
+            left -= size
+            if left:
+                piece = Piece(out, b"", carried(size), priority)
+            else:
+                piece = Piece(out, record, carried(size + RECORD_HEADERS_BYTES), priority)
+            await self._mine.uplink.carry(piece)
+            out.check_sender()
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """See ``ports.Stream.receive_some``."""

@@ -6,9 +6,10 @@ import pytest
 import trio
 
 from p2pllm.errors import LocalProtocolError, PeerLost
-from sim.network import SimWorld
+from p2pllm.types import Priority
 from sim.credit import WINDOW_BYTES
-from sim.stream import PIECE_BYTES
+from sim.network import SimWorld
+from sim.stream import RECORD_BYTES
 
 
 async def pair(world):
@@ -36,7 +37,8 @@ async def test_a_sender_waits_at_a_full_window_and_gives_up_after_the_deadline()
         with pytest.raises(PeerLost, match="took no data"):
             await near.send_all(b"x")
         assert trio.current_time() - begun == pytest.approx(world.config.send_timeout_s)
-        assert sum([len(await far.receive_some()) for _ in range(WINDOW_BYTES // PIECE_BYTES)]) == WINDOW_BYTES
+        records = -(-WINDOW_BYTES // RECORD_BYTES[Priority.STEP])
+        assert sum([len(await far.receive_some()) for _ in range(records)]) == WINDOW_BYTES
         with pytest.raises(PeerLost):
             await far.receive_some()
 
