@@ -1,7 +1,7 @@
 """The DHT's verbs of the simulated network: values at the hosts nearest to their key, found in a few round trips.
 
 A host with a connection is a member. A lookup walks three round trips and ends at the twenty members nearest to the
-key; what they accept shows after ``record_delay_s``.
+key; what they accept shows after ``Links.record_delay_s``.
 
 Invariants: routing tables are not simulated (every member that can be reached is found), validity and expiry are: a
 host stores only what the product's validator accepts, and keeps the newer of two values. A partition splits it.
@@ -35,8 +35,6 @@ class SimDht:
 
     def __init__(self, world: SimWorld) -> None:
         self._world = world
-        self.record_delay_s = 0.0
-        """So much later than they were accepted do records and providers show: replication and caches on the way."""
         self._values: dict[str, dict[str, bytes]] = {}
         self._providers: dict[str, dict[str, dict[PeerId, tuple[str, ...]]]] = {}
         self._version = 0
@@ -90,7 +88,7 @@ class SimDht:
             raise LocalProtocolError(f"not a record for {key}, or a newer one is already out")
         self._world.note("put", host.name, key, value)
         holders = await self._holders(host, key)
-        accepted = [self.store(holder, key, value, self.record_delay_s) for holder in holders]
+        accepted = [self.store(holder, key, value, self._world.links.record_delay_s) for holder in holders]
         if not any(accepted):
             raise PeerLost("no other member of the DHT took the record")
 
@@ -138,7 +136,7 @@ class SimDht:
         self._world.note("provide", host.name, key, b"")
         self._offer(host, key, host.me, host.addrs)
         for holder in await self._holders(host, key):
-            self._soon(self.record_delay_s, partial(self._offer, holder, key, host.me, host.addrs))
+            self._soon(self._world.links.record_delay_s, partial(self._offer, holder, key, host.me, host.addrs))
 
     def _offer(self, holder: SimNetwork, key: str, peer: PeerId, addrs: tuple[str, ...]) -> None:
         if self._up(holder):

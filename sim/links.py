@@ -79,6 +79,8 @@ class Links:
             streams have the rule itself.
         slow_start: TCP begins slowly also where nothing is ever lost; elsewhere it always does.
         packet_headers: whether bytes count with the headers of their packets.
+        record_delay_s: so much later than they were accepted do records and providers show in the DHT: replication and
+            caches on the way. Read by ``ports`` only, too.
         reordering: whether jitter lets streams of one connection overtake each other; a stream always keeps its order.
     """
 
@@ -87,6 +89,7 @@ class Links:
         self.window_bytes: int | None = None
         self.slow_start = False
         self.packet_headers = True
+        self.record_delay_s = 0.0
         self.reordering = True
         self._default = Pair(0.0, 0.0, 0.0)
         self._latency = draw_of(latency_s)

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from p2pllm.dht.record import record_key
-from p2pllm.errors import LocalProtocolError
+from p2pllm.errors import LocalProtocolError, PeerLost
 from sim.dht import COPIES, LOOKUP_ROUND_TRIPS
 from sim.network import SimWorld
 from tests.dht.swarm import MODEL, Node, peer, record
@@ -53,3 +53,29 @@ async def test_what_the_validator_refuses_does_not_get_in():
             await hosts[2].put(key, record("b"))
         assert not world.dht.store(hosts[0], key, b"junk")
         assert await hosts[2].get(key) == record("a", at=10)
+
+
+async def test_records_take_their_time_to_show():
+    async with SimWorld() as world:
+        world.links.record_delay_s = 5.0
+        hosts = await swarm(world, 4)
+        key = record_key(MODEL, peer("a"))
+        await hosts[1].put(key, record("a", at=10))
+        await hosts[1].provide("/p2pllm/m")
+        assert await hosts[2].get(key) is None
+        assert await hosts[2].find("/p2pllm/m") == ()
+        await trio.sleep(5)
+        assert await hosts[2].get(key) == record("a", at=10)
+        assert await hosts[2].find("/p2pllm/m") == (hosts[1].me,)
+
+
+async def test_who_is_silent_or_gone_holds_nothing_for_others():
+    async with SimWorld() as world:
+        hosts = await swarm(world, 4)
+        await hosts[1].provide("/p2pllm/m")
+        world.hang("h3")
+        assert await hosts[2].find("/p2pllm/m") == (hosts[1].me,)
+        world.kill("h1")
+        assert await hosts[2].find("/p2pllm/m") == (hosts[1].me,)
+        with pytest.raises(PeerLost):
+            await hosts[1].get("/p2pllm/m/x")
