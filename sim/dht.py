@@ -84,7 +84,7 @@ class SimDht:
 
     async def put(self, host: SimNetwork, key: str, value: bytes) -> None:
         """Store here and at the nearest members that accept it."""
-        if not self.store(host, key, value):
+        if not self.store(host, key, value, self._world.links.record_delay_s):
             raise LocalProtocolError(f"not a record for {key}, or a newer one is already out")
         self._world.note("put", host.name, key, value)
         holders = await self._holders(host, key)
@@ -134,8 +134,7 @@ class SimDht:
     async def provide(self, host: SimNetwork, key: str) -> None:
         """Leave our id and addresses with the nearest members."""
         self._world.note("provide", host.name, key, b"")
-        self._offer(host, key, host.me, host.addrs)
-        for holder in await self._holders(host, key):
+        for holder in (host, *await self._holders(host, key)):
             self._soon(self._world.links.record_delay_s, partial(self._offer, holder, key, host.me, host.addrs))
 
     def _offer(self, holder: SimNetwork, key: str, peer: PeerId, addrs: tuple[str, ...]) -> None:
