@@ -10,7 +10,6 @@ outside of it.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ class Done:
 
     Attributes:
         code: exit code of its process.
-        told: the last line of its stderr; what went wrong, if anything did.
+        told: what went wrong, if anything did.
     """
 
     name: str
@@ -96,12 +95,25 @@ async def play_all(batch: Batch, on_done: Callable[[Done], None]) -> list[Done]:
 
 async def _play(batch: Batch, scenario: Scenario, processes: int) -> Done:
     began = trio.current_time()
-    ended = await trio.run_process(
-        batch.words(scenario, processes), stdout=subprocess.DEVNULL, capture_stderr=True, check=False
-    )  # fmt: skip
-    told = ended.stderr.decode(errors="replace").strip().splitlines()
-    last = told[-1] if told and ended.returncode else ""
-    return Done(scenario.name, trio.current_time() - began, ended.returncode, last)
+    words = batch.words(scenario, processes)
+    ended = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
+    told = _why(_last(ended.stdout), _last(ended.stderr)) if ended.returncode else ""
+    return Done(scenario.name, trio.current_time() - began, ended.returncode, told)
+
+
+def _last(output: bytes) -> str:
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _why(result: str, complaint: str) -> str:
+    """From the last line of results where there is one, else from that of stderr."""
+    try:
+        found = json.loads(result)
+        reasons = [*found["violations"], *(f"gate {name!r}" for name in found["failed_gates"])]
+    except (ValueError, KeyError, TypeError):
+        return complaint
+    return reasons[0] + (f" and {len(reasons) - 1} more" if len(reasons) > 1 else "") if reasons else complaint
 
 
 def remember(folder: Path, done: Sequence[Done]) -> None:

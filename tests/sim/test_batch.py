@@ -45,6 +45,15 @@ async def test_one_that_fails_stops_no_other(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.real_clock
+async def test_a_failure_is_told_by_its_gates_and_promises(tmp_path):
+    last = {"violations": ["lost a token"], "failed_gates": ["x"]}
+    program = f"import sys; print({json.dumps(json.dumps(last))}); print('a path', file=sys.stderr); sys.exit(1)"
+    batch = Batch((scenario("a"),), tmp_path, command=(sys.executable, "-c", program))
+    [done] = await play_all(batch, lambda done: None)
+    assert (done.end, done.told) == ("fails", "lost a token and 1 more")
+
+
 def test_the_command_says_how_to_play():
     words = Batch((), Path("out"), seed=4, quick=True, command=("sim",)).words(scenario("a"), 2)
     assert words == ["sim", "run", "a", "--seed", "4", "--out", "out", "--processes", "2", "--json", "--quick"]

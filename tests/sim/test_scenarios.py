@@ -29,7 +29,9 @@ logging.getLogger().setLevel(logging.CRITICAL)
 for name in sys.argv[1:]:
     try:
         found = scenario(name)
-        play = dataclasses.asdict(told(found, Run(1, found.kind.stacks[0], quick=True)))
+        stack = next((stack for stack in found.kind.stacks if stack != "real"), None)
+        how = stack and Run(1, stack, quick=True)
+        play = dataclasses.asdict(told(found, how)) if how else {"real": True}
     except UserError as error:
         play = {"problems": [str(error)]}
     print(line({"name": name} | play), flush=True)
@@ -59,5 +61,7 @@ def told():
 @pytest.mark.parametrize("name", names())
 def test_a_scenario_keeps_its_promises_and_is_the_same_in_every_process(told, name):
     one, other = (side[name] for side in told)
+    if one.get("real"):
+        pytest.skip("plays in real time only; its kind has tests of its own")
     assert one["problems"] == []
     assert one == other
