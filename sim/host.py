@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DIAL_ROUND_TRIPS = 3
-"""TCP, Noise, yamux: what a fresh connection costs before its first stream."""
+DIAL_ROUND_TRIPS = 6
+"""What a fresh connection costs before its first stream: TCP one, agreeing on Noise two, Noise one, yamux two."""
 _Subscriber = tuple[trio.MemorySendChannel[PeerEvent], trio.MemoryReceiveChannel[PeerEvent]]
 
 EVENTS_MAX = 256

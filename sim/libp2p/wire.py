@@ -5,8 +5,8 @@ those of the other stack (``sim.queues``, ``sim.congestion``). Each of these is 
 but the reader's.
 
 Invariants: order is kept, nothing is lost without an error, and errors are those of a socket. What meets a cut waits
-there, as TCP's retransmissions do, and nobody is told. A buffer takes ``BUFFER_BYTES``, and is ready for more while
-less than ``UNSENT_BYTES`` of it have not left, as the product demands of its sockets.
+there, as TCP's retransmissions do, and nobody is told. A buffer takes ``BUFFER_BYTES``, of which ``UNSENT_BYTES`` may
+not have left, as the product demands of its sockets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import trio
 from p2pllm.net.link import NOTSENT_BYTES_MAX, Link
 from p2pllm.types import Priority
 from sim.congestion import Congestion
-from sim.links import MSS_BYTES, Links
+from sim.links import Links
 from sim.queues import Downlink, Piece, Uplink
 from sim.timers import Timers
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 4 * 1024 * 1024
 """Sent and not acknowledged: what Linux lets a connection have by itself."""
 UNSENT_BYTES = NOTSENT_BYTES_MAX
-PIECE_BYTES = 16 * 1024
-"""Connections take turns on a limited uplink by such pieces."""
+PIECE_BYTES = 16 * 1024 + 64
+"""Connections take turns on a limited uplink by such pieces; four hold a full record of Noise."""
 
 
 class Between(Protocol):
@@ -75,6 +75,7 @@ class Way:
         self._ended = False
         self._reset = False
         self._unsent = bytearray()
+        self._offering = False
         self._turn: Piece | None = None
         """Waits for the uplink, or is leaving."""
         self._flying: deque[Piece] = deque()
@@ -88,13 +89,13 @@ class Way:
     def _window(self) -> Congestion | None:
         links = self._between.links
         needed = links.slow_start or self._downlink.lossy or links.loss(self.source, self.target) > 0
-        return Congestion(self._back_s(), links.slow_start) if needed else None
+        return Congestion(self._back_s()) if needed else None
 
     # -- at the sender
 
     def put(self, data: bytes | memoryview) -> int:
         """Take what fits; how many bytes."""
-        size = max(0, min(len(data), BUFFER_BYTES - self.queued()))
+        size = max(0, min(len(data), BUFFER_BYTES - self.queued(), UNSENT_BYTES - len(self._unsent)))
         if size:
             self._unsent += data if size == len(data) else memoryview(data)[:size]
             self._unacknowledged += size
@@ -135,21 +136,23 @@ class Way:
         while self._turn is None and self._unsent:
             size = len(self._unsent) if self._uplink.bytes_per_s is None else PIECE_BYTES
             if self._congestion is not None:
-                size = int(min(size, PIECE_BYTES, max(2 * MSS_BYTES, self._congestion.room(trio.current_time()))))
+                size = min(size, PIECE_BYTES, self._congestion.piece_bytes(trio.current_time()))
             data = bytes(self._unsent[:size])
             del self._unsent[:size]
             size = self._between.links.carried(len(data))
-            self._turn = Piece(cast("Pipe", self), data, size, Priority.STEP)
-            self._uplink.forward(self._turn)
+            self._turn = piece = Piece(cast("Pipe", self), data, size, Priority.STEP)
+            self._offering = True
+            self._uplink.forward(piece)
+            self._offering = False
         if self._ended and self._turn is None and self._last is None:
             self._finish()
 
     def launched(self, piece: Piece) -> None:
         """The uplink carries ``piece`` from now on."""
-        if piece.ends_at > trio.current_time():
-            self._between.timers.at(piece.ends_at, self._left)
+        if self._offering and piece.ends_at <= trio.current_time():
+            self._turn = None  # at once, and whoever offers goes on
         else:
-            self._turn = None
+            self._between.timers.at(piece.ends_at, self._left)
         if not self._reset:
             self._travel(piece)
             if self._congestion is not None:

@@ -105,6 +105,7 @@ class Libp2pWorld(Verbs):
         for wire in self._wires:
             if wire.out.source == name:
                 wire.crash()
+        self.uplink(name).clear()
         self.hosts[name].die()
         if name in self._hung:  # its machine answers again, and refuses
             self._hung.discard(name)

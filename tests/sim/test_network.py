@@ -7,6 +7,7 @@ import trio
 
 from p2pllm.errors import PeerLost
 from p2pllm.types import PeerEvent, Priority
+from sim.links import wire_bytes
 from sim.network import EPOCH_S, SimWorld
 
 ECHO = "/test/echo"
@@ -67,7 +68,7 @@ async def test_bandwidth_and_steps_before_bulk():
             await step.send_all(b"x" * 1000, Priority.STEP)
             await read_exactly(step, 1000)
             assert trio.current_time() - begun < 0.1 + 0.02 + 2 * 16384 / 1e6 + 0.002
-        assert trio.current_time() - begun == pytest.approx(1.0 + 0.02, abs=0.05)
+        assert trio.current_time() - begun == pytest.approx(wire_bytes(1_000_000) / 1e6 + 0.02, abs=0.05)
 
 
 async def test_a_cancelled_wait_for_the_link_blocks_nobody():
