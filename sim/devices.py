@@ -127,6 +127,11 @@ def client_model(device: Device, shape: Shape) -> CostModel:
     return model
 
 
+def free(cost: Cost, device: str) -> float:
+    """Nothing takes any time."""
+    return 0.0
+
+
 class Attached:
     """A server at a device that it may share with others: its own software's time per pass, then the device's.
 
@@ -144,14 +149,16 @@ class Attached:
         return await self._device.run(work, cost, devices)
 
 
-def attach(gpus: Mapping[str, int], models: Sequence[CostModel], overhead_s: float = 0.0) -> Callable[[str], Compute]:
-    """Each host's compute: ``gpus`` tells which of ``models``, one per physical device, a host computes on.
+def attach(
+    gpus: Mapping[str, int], models: Mapping[int, CostModel], overhead_s: float = 0.0, others: CostModel = free
+) -> Callable[[str], Compute]:
+    """Each host's compute: ``gpus`` tells on which physical device it is, ``models`` what passes of that one take.
 
-    Hosts that are not named there (clients) get a free device of their own.
+    Hosts that are not named (clients) get a device of their own, on which passes take what ``others`` says.
     """
-    shared = [SimCompute(model) for model in models]
+    shared = {gpu: SimCompute(model) for gpu, model in models.items()}
 
     def compute(name: str) -> Compute:
-        return Attached(shared[gpus[name]], overhead_s) if name in gpus else SimCompute(lambda cost, device: 0.0)
+        return Attached(shared[gpus[name]], overhead_s) if name in gpus else SimCompute(others)
 
     return compute

@@ -39,8 +39,16 @@ Stack = Literal["ports", "libp2p", "real"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
 
 KINDS: dict[str, str] = {
+    "beyond": "sim.experiments.beyond:KIND",
+    "finetune": "sim.experiments.finetune:KIND",
+    "performance": "sim.experiments.performance:KIND",
+    "agreement": "sim.experiments.agreement:KIND",
+    "recovery": "sim.experiments.recovery:KIND",
     "disorder": "sim.experiments.disorder:KIND",
     "failure-table": "sim.experiments.failure_table:KIND",
+    "adversary": "sim.experiments.adversary:KIND",
+    "memory": "sim.experiments.memory:KIND",
+    "patterns": "sim.experiments.patterns:KIND",
     "failover": "sim.experiments.failover:KIND",
     "swarm": "sim.experiments.swarm:KIND",
     "offload": "sim.experiments.offload:KIND",

@@ -161,6 +161,20 @@ class ShapeSpan:
             x = border(block, x)
         return x
 
+    def backward(
+        self,
+        hidden: torch.Tensor,
+        gradient: torch.Tensor,
+        segments: Sequence[Segment],
+        border: Border | None = None,
+        span: Span | None = None,
+    ) -> torch.Tensor:
+        """See ``SpanModel.backward``: blocks that hand on what they get hand gradients back."""
+        tokens = sum(segment.count for segment in segments)
+        if not hidden.shape == gradient.shape == (tokens, self.config.hidden_size):
+            raise ValueError(f"{tuple(hidden.shape)} and {tuple(gradient.shape)} for {tokens} tokens")
+        return gradient
+
 
 class ShapeEnds:
     """The client's share: a hidden state per token of the tiny vocabulary, and a head that reads its beginning."""

@@ -59,7 +59,7 @@ def test_a_client_reads_its_head_for_every_step():
 
 def test_servers_of_one_device_take_turns_and_their_software_does_not():
     """Two servers on one device and one on another, a second per pass, half a second of software each."""
-    compute = attach({"a": 0, "b": 0, "c": 1}, [lambda cost, device: 1.0] * 2, overhead_s=0.5)
+    compute = attach({"a": 0, "b": 0, "c": 1}, dict.fromkeys((0, 1), lambda cost, device: 1.0), overhead_s=0.5)
     ended = {}
 
     async def one(name):
