@@ -58,6 +58,7 @@ class Trial:
         setup: what passes cost; None: ``pass_s`` each.
         heal_s: when everything is healed.
         bound_s: so long after that, every job has ended.
+        pings: clients measure the ways to their servers, as they do in production.
         history_bytes: of each client's history in memory; what is more goes to its disk.
     """
 
@@ -76,6 +77,7 @@ class Trial:
     heal_s: float = 60.0
     bound_s: float = 120.0
     history_bytes: int = MIB
+    pings: bool = False
 
     @property
     def blocks(self) -> int:
@@ -193,8 +195,9 @@ class _Play:
             compute=lambda: SimCompute(cost),
         )  # fmt: skip
         async with opening as swarm, AsyncExitStack() as stack:
-            clients = {job.name: await stack.enter_async_context(swarm.client(job.name)) for job in trial.jobs}
-            self._spread(swarm, list(clients))
+            names = [job.name for job in trial.jobs]
+            self._spread(swarm, names)
+            clients = {name: await stack.enter_async_context(swarm.client(name, pings=trial.pings)) for name in names}
             self._disorder = Disorder(SwarmPatients(swarm))
             await self._play(swarm, clients)
             took_s = trio.current_time()

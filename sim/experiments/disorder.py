@@ -83,9 +83,9 @@ def trial_of(params: Params, how: Run) -> Trial:
     return replace(trial, schedule=schedule(params, trial, how))
 
 
-def jobs_of(users: int, tokens: int, apart_s: float = 1.0) -> tuple[Job, ...]:
-    """One prompt for each user, no two alike."""
-    return tuple(Job(f"user{user}", (11 + user, 7, 5, 3, 2), tokens, user * apart_s) for user in range(users))
+def jobs_of(users: int, tokens: int, begin_s: float = 0.0) -> tuple[Job, ...]:
+    """One prompt for each user, no two alike, a second apart."""
+    return tuple(Job(f"user{user}", (11 + user, 7, 5, 3, 2), tokens, begin_s + user) for user in range(users))
 
 
 def places_of(trial: Trial) -> list[Place]:

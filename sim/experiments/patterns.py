@@ -29,6 +29,8 @@ CASCADING = Churn("cascading", ("crash",), between_s=120.0, repair_s=15.0, load=
 SHARES = tuple(percent / 20 for percent in range(21))
 """At which the distribution of recovery times is plotted."""
 SEEDS_APART = 1000
+BEGIN_S = 5.0
+"""When the first user begins: by then clients have measured the ways to their servers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,9 @@ def trial_of(params: Params, seed: int) -> Trial:
     spans = tuple((stage, stage + 1) for _ in range(params.replicas) for stage in range(STAGES))
     regions = tuple(f"region{index // STAGES}" for index in range(len(spans)))
     return Trial(
-        spans, jobs_of(params.users, params.new_tokens), (), seed, regions=regions, near_s=params.near_ms / 1000,
-        far_s=params.far_ms / 1000, setup=ONE_SHOT, patience_s=params.patience_s, heal_s=params.heal_s,
+        spans, jobs_of(params.users, params.new_tokens, BEGIN_S), (), seed, regions=regions,
+        near_s=params.near_ms / 1000, far_s=params.far_ms / 1000, setup=ONE_SHOT, patience_s=params.patience_s,
+        heal_s=params.heal_s, pings=True,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ SMALL = replace(Params(), users=1, new_tokens=40, runs=1)
 
 
 def test_told_failures_are_survived_and_timed():
-    outcome = KIND.play(SMALL, Run(faults=("crash@1=s0+9", "crash@1.2=s4+9", "crash@1.4=s8+9"), processes=1))
+    outcome = KIND.play(SMALL, Run(faults=("crash@6=s0+9", "crash@6.2=s4+9", "crash@6.4=s8+9"), processes=1))
     assert outcome.ok
     (result,) = outcome.results
     assert result["pattern"] == "as told"
@@ -22,7 +22,7 @@ def test_told_failures_are_survived_and_timed():
     assert result["recoveries"] >= 1
     assert 5 < result["wait_max_s"] < 30  # nobody serves the first block until one of them is back
     assert result["slower"] > 1.5
-    assert outcome.faults == ("crash@1=s0+9", "crash@1.2=s4+9", "crash@1.4=s8+9")
+    assert outcome.faults == ("crash@6=s0+9", "crash@6.2=s4+9", "crash@6.4=s8+9")
     assert kind_of("patterns") is KIND
 
 
