@@ -16,14 +16,16 @@ from typing import Literal
 from sim.calibrated import FITTED_LENGTH, LONG_LENGTH, SETUPS, Fit, Setup
 from sim.experiments.performance_tables import Found, outcome
 from sim.kinds import Kind, Run
-from sim.paper import FORWARDS, NEAR, NETS, STEPS
+from sim.paper import FORWARDS, NEAR, NETS, STEPS, Net
 from sim.rates import (
     MICRO_BATCH_TOKENS,
     PAPER,
+    PAPER_FORWARD,
     SEQUENCE_TOKENS,
     ClientsJob,
     ForwardJob,
     Job,
+    PrefillJob,
     Rates,
     StepsJob,
     play,
@@ -32,6 +34,7 @@ from sim.results import Outcome
 
 Name = Literal["bloom-3", "bloom-12", "llama-3", "bloom-14"]
 LENGTHS = (FITTED_LENGTH, LONG_LENGTH)
+PUSHED_IN_FLIGHT = 8
 CALIBRATORS = {"bloom": "bloom-3", "llama": "llama-3"}
 """Whose cells a table's constants are solved on."""
 
@@ -110,8 +113,10 @@ def jobs_of(setups: Sequence[Setup], fits: dict[str, Fit], params: Params, how: 
             for sequences in params.sequences:
                 if how.quick and (sequences > 1 or setup.servers > 3):  # they move gigabytes, or decide nothing
                     continue
-                key = ("forward", setup.name, net.mbit_per_s, net.rtt_ms, sequences)
-                jobs[key] = ForwardJob(setup=setup, fit=fit, net=net, sequences=sequences, seed=how.seed)
+                place = (setup.name, net.mbit_per_s, net.rtt_ms, sequences)
+                jobs["forward", *place] = ForwardJob(setup=setup, fit=fit, net=net, sequences=sequences, seed=how.seed)
+                if sequences == 1 or setup.servers <= 3:  # the others would move gigabytes for a cell that is no gate
+                    jobs["pushed", *place] = pushed(setup, fit, net, sequences, how.seed)
     alone = next((setup for setup in setups if setup.name == "bloom-3"), None)
     if params.clients and alone is not None and not how.quick:
         for clients in (1, params.clients):
@@ -123,10 +128,20 @@ def jobs_of(setups: Sequence[Setup], fits: dict[str, Fit], params: Params, how: 
     return jobs
 
 
+def pushed(setup: Setup, fit: Fit, net: Net, sequences: int, seed: int) -> Job:
+    """A forward in the other mode: this product pushes through sessions, with the same micro-batches in flight."""
+    protocol = replace(PAPER_FORWARD, push=True, in_flight=PUSHED_IN_FLIGHT)
+    return PrefillJob(
+        setup=setup, fit=fit, protocol=protocol, net=net, rows=sequences, tokens=SEQUENCE_TOKENS, tail=-1, seed=seed
+    )
+
+
 def weight(job: Job) -> float:
     """About how long a job takes to play: the tokens that travel."""
     if isinstance(job, ForwardJob):
         tokens = job.sequences * SEQUENCE_TOKENS
+    elif isinstance(job, PrefillJob):
+        tokens = job.rows * job.tokens
     elif isinstance(job, StepsJob):
         tokens = 2 * max(job.lengths)
     else:

@@ -51,6 +51,11 @@ class Row:
     formula: float | None = None
 
     @property
+    def mode(self) -> str:
+        """That of the papers' runs; forwards of theirs were always relayed."""
+        return "push" if self.ours == self.pushed else "relay"
+
+    @property
     def name(self) -> str:
         return f"{self.setup.name}, {self.net or 'real network'}, {self.what}"
 
@@ -98,15 +103,16 @@ def _by_cell(found: Found, setup: Setup, push: bool) -> dict[tuple[Net, int], fl
 
 
 def forward_rows(found: Found) -> Iterator[Row]:
-    """Tokens/s; forwards go by the client."""
+    """Tokens/s; the papers' go by the client, pushed ones through a session."""
     for key, job in found.jobs.items():
         if isinstance(job, ForwardJob):
-            setup, rate = job.setup, found.played[key].values[0]
+            setup, rate, other = job.setup, found.played[key].values[0], found.played.get(("pushed", *key[1:]))
             cells = REAL_FORWARDS if setup.regions else FORWARDS[setup.name][job.net]
             calibrates = found.forwards_fitted and (setup.name, job.net, job.sequences) == ("bloom-3", NEAR, 64)
             paper = cells[job.sequences]
             source = _source(setup, paper, calibrates)
-            yield Row(setup, None if setup.regions else job.net, job.sequences, paper, source, rate, rate, None)
+            pushed = None if other is None else other.values[0]
+            yield Row(setup, None if setup.regions else job.net, job.sequences, paper, source, rate, rate, pushed)
 
 
 def _source(setup: Setup, paper: Cell, calibrates: bool) -> Source:
@@ -146,7 +152,7 @@ def _cells(row: Row) -> tuple[str | float | int | None, ...]:
     label = f"{row.source} (not gated)" if row.net is None else row.source
     return (
         row.setup.title, *net, row.what, row.paper.value, row.paper.found if row.net is None else label,
-        _rounded(row.ours), _rounded(row.ours / row.paper.value), "push" if row.setup.push else "relay",
+        _rounded(row.ours), _rounded(row.ours / row.paper.value), row.mode,
         _rounded(row.relayed), _rounded(row.pushed), _rounded(row.formula),
     )  # fmt: skip
 
@@ -223,9 +229,9 @@ _STEPS_NOTE = (
     "data centres' distances and assumed homes; their network is unknown, so nothing is gated."
 )
 _FORWARDS_NOTE = (
-    "8 bits, micro-batches of 1,024 tokens, all in flight, 256 KiB of window per stream. Forwards of this product go "
-    "by the client, so there is no pushed column; kind beyond pushes them through a session. Llama's cells are all "
-    "recalled with little trust: its row follows from data sheets alone."
+    "8 bits, micro-batches of 1,024 tokens, all in flight, 256 KiB of window per stream. pushed: through a session, "
+    "the product's way to push batches; not played where it would move gigabytes for a cell that is no gate. Llama's "
+    "cells are all recalled with little trust: its row follows from data sheets alone."
 )
 _CONSTANTS_NOTE = (
     "Fitted to 1.71, 1.54 and (forwards) 253.6 for BLOOM, to 2.29 and 2.02 for Llama; per hop: the 18 ms of the "
