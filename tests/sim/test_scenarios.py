@@ -17,7 +17,8 @@ import pytest
 from sim.catalog import names
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 300.0
+LIMIT_S = 900.0
+"""Far more than they take: two minutes on two idle cores."""
 PROGRAM = """
 import dataclasses, logging, sys
 from p2pllm.errors import UserError
@@ -54,6 +55,7 @@ def told():
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     return [{one["name"]: one for one in map(json.loads, side)} for side in lines]
 
 
