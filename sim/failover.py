@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import trio
@@ -19,12 +20,14 @@ from p2pllm.config import Config
 from p2pllm.errors import SwarmError
 from sim.faults import FaultAt, Injector, Seen
 from sim.run import run
+from sim.stacks import open_world
 from sim.swarm import Blocks, open_swarm
 from sim.toy import ToyModel
 
 PROMPT = (11, 7, 5, 3, 2, 200, 100, 50, 25, 12)
 NEW_TOKENS = 24
 PATIENCE_S = 60.0
+LATENCY_S = 0.02
 TOO_LONG_S = 400.0
 """Virtual seconds after which a generation counts as hanging: every deadline on its way is far shorter."""
 HOPS_AND_SPARES = ((0, 1), (1, 2), (2, 3), (0, 1), (1, 2), (2, 3))
@@ -44,6 +47,7 @@ class Case:
         activations: codec.
         seed: of the world, and of trio's scheduling.
         pass_s: virtual seconds of every pass.
+        stack: of the world, ``ports`` or ``libp2p``.
     """
 
     faults: tuple[FaultAt, ...] = ()
@@ -54,6 +58,7 @@ class Case:
     new_tokens: int = NEW_TOKENS
     prompt: tuple[int, ...] = PROMPT
     pass_s: float = 0.0
+    stack: str = "ports"
 
     def command(self) -> str:
         """The line that plays this case alone."""
@@ -62,6 +67,7 @@ class Case:
         words += [f"--activations {self.activations}"] * (self.activations != "fp32")
         words += [f"--seed {self.seed}"] * bool(self.seed)
         words += [f"--pass-s {self.pass_s:g}"] * bool(self.pass_s)
+        words += [f"--stack {self.stack}"] * (self.stack != "ports")
         words += [f"--new-tokens {self.new_tokens}"] * (self.new_tokens != NEW_TOKENS)
         if self.spans != HOPS_AND_SPARES:
             words.append("--spans " + ",".join(f"{start}:{end}" for start, end in self.spans))
@@ -118,8 +124,13 @@ def play(case: Case, blocks: Blocks | None = None) -> Outcome:
 async def _play(case: Case, model: Blocks) -> Outcome:
     tokens: list[int] = []
     error: SwarmError | None = None
-    opened = open_swarm(model, case.spans, config_of(case), seed=case.seed, pass_s=case.pass_s)
-    async with opened as swarm, swarm.client() as client:
+    config = config_of(case)
+    async with AsyncExitStack() as stack:
+        world = await stack.enter_async_context(open_world(case.stack, case.seed, config.net))
+        world.links.set_default(latency_s=LATENCY_S)
+        opened = open_swarm(model, case.spans, config, seed=case.seed, pass_s=case.pass_s, world=world)
+        swarm = await stack.enter_async_context(opened)
+        client = await stack.enter_async_context(swarm.client())
         injector = Injector(swarm, case.faults)
         recoveries = 0
         began = trio.current_time()
@@ -156,10 +167,11 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pass-s", type=float, default=0.0, help="virtual seconds of every pass")
     parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
+    parser.add_argument("--stack", choices=("ports", "libp2p"), default="ports")
     given = parser.parse_args(words)
     case = Case(
         push=given.push, activations=given.activations, seed=given.seed, pass_s=given.pass_s,
-        new_tokens=given.new_tokens,
+        new_tokens=given.new_tokens, stack=given.stack,
     )  # fmt: skip
     if given.spans:
         pairs = [part.split(":") for part in given.spans.split(",")]

@@ -168,7 +168,8 @@ class SimNetwork:
         if other is None or other is self or not set(known) & {other.address, *other.addrs}:
             raise PeerLost(f"no address of {peer} answers")
         if other.address in known and other.circuits.takes_strangers():
-            await self.round_trips(other, DIAL_ROUND_TRIPS)
+            await self.round_trips(other, 1)  # who is down refuses at once
+            await self.round_trips(other, DIAL_ROUND_TRIPS - 1)
             self.connect(other, None)
         else:
             await self.circuits.dial(other, known)
