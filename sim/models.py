@@ -80,7 +80,7 @@ def blocks_of(model: str, tokens_max: int = CONTEXT) -> Blocks:
         return ToyModel(int(count or TOY_BLOCKS), max(CONTEXT, tokens_max))
     if model in SHAPES:
         return ShapeModel(SHAPES[model])
-    if model == DEMO or Path(model).is_dir():
+    if model == DEMO or (model and Path(model).is_dir()):
         return CheckpointModel(model)
     there = ["toy", "toy:BLOCKS", DEMO, *SHAPES]
     raise UserError(

@@ -136,7 +136,11 @@ def read_trace(path: Path) -> list[Arrival]:
             arrival = Arrival(float(line["at_s"]), line.get("client") or "", prompt, new)
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}, line {lines.line_num}: {error}") from error
-        if not (math.isfinite(arrival.at_s) and arrival.at_s >= 0) or (prompt or 1) < 1 or (new or 1) < 1:
+        if (
+            not (math.isfinite(arrival.at_s) and arrival.at_s >= 0)
+            or 0 in (prompt, new)
+            or min(prompt or 1, new or 1) < 1
+        ):
             raise UserError(f"{path}, line {lines.line_num}: moments are 0 or more, numbers of tokens 1 or more")
         found.append(arrival)
     return sorted(found, key=lambda arrival: arrival.at_s)

@@ -35,6 +35,7 @@ TESTED_ELSEWHERE = {
     "p2pllm/client/facade.py": "tests/swarm/test_facades.py",
     "p2pllm/node/look.py": "tests/swarm/test_processes.py",
     "p2pllm/node/measuring.py": "tests/swarm/test_processes.py",
+    "sim/scene.py": "tests/sim/experiments/test_swarm.py",
     "sim/cli/everything.py": "tests/sim/test_batch.py",
     "sim/cli/explaining.py": "tests/sim/test_keys.py",
     "sim/cli/listing.py": "tests/sim/cli/test_running.py",

@@ -30,7 +30,7 @@ from sim.verdicts import Checks, outcome_of
 from sim.workload import Workload
 from sim.world import World
 
-QUICK_S = 20.0
+QUICK_S = 12.0
 """A reduced play takes at most so long, in virtual time."""
 DEFAULT_GROUPS = (
     Group("boot", "bootstrap"),

@@ -1,71 +1,42 @@
-"""sim.spec: a ``[network]`` table becomes the world's figures."""
+"""A network in people's units becomes the simulator's."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
-from p2pllm.errors import UserError
-from sim.draws import LogNormal, Normal, Pareto, Uniform
+from sim.links import Access
 from sim.nat import Nat, RelayLimits
 from sim.network import SimWorld
-from sim.reader import Place, fill
-from sim.spec import AccessSpec, NetworkSpec, Spread
+from sim.spec import AccessSpec, NetworkSpec
 
-SHIPPED = Path(__file__).parents[2] / "sim" / "data" / "ibm_cloud_2024.csv"
-
-
-def spec(**table):
-    return fill(NetworkSpec, table, Place(Path("x.toml")))
+MATRIX = Path(__file__).parents[2] / "sim" / "data" / "ibm_cloud_2024.csv"
 
 
-def test_spreads():
-    assert Spread("uniform", 20, 5).draw() == Uniform(0.015, 0.025)
-    assert Spread("normal", 20, 5).draw() == Normal(0.02, 0.005)
-    assert Spread("lognormal", 20, 0.5).draw() == LogNormal(0.02, 0.5)
-    assert Spread("pareto", 20, 2).draw() == Pareto(0.02, 2)
+def test_an_access_in_people_s_units():
+    spec = AccessSpec(8, 80, 5, 2, 0.01, 50, Nat.SYMMETRIC)
+    assert spec.access() == Access(1e6, 1e7, 0.005, 0.002, 0.01, 0.05, Nat.SYMMETRIC, None)
+    assert AccessSpec(relay=True).access() == Access(relay=RelayLimits())
+    assert AccessSpec().access().queue_s == math.inf
 
 
-async def test_a_table_is_applied():
-    table = {
-        "latency_ms": {"kind": "lognormal", "ms": 30, "spread": 0.4},
-        "jitter_ms": {"kind": "pareto", "ms": 0.1, "spread": 2.5},
-        "loss": 0.001,
-        "slow_start": True,
-        "window_kib": 64,
-        "record_delay_ms": 500,
-        "access": {"up_mbit": 8, "down_mbit": 80, "queue_ms": 100, "nat": "symmetric", "relay": True},
-    }
+async def test_a_network_is_applied():
     async with SimWorld(3) as world:
-        spec(**table).apply(world, {})
-        links, host = world.links, world.host("a")
-        assert (links.slow_start, links.window_bytes, links.record_delay_s) == (True, 65536, 0.5)
-        assert (host.uplink.bytes_per_s, host.downlink.bytes_per_s, host.downlink.queue_s) == (1e6, 1e7, 0.1)
-        assert (host.access.nat, host.access.relay) == (Nat.SYMMETRIC, RelayLimits())
-        latencies = [world.latency("a", f"b{number}") for number in range(300)]
-        assert sorted(latencies)[150] == pytest.approx(0.03, rel=0.1)
-        assert links.loss("a", "b1") == pytest.approx(0.001)
-        delays = [links.delay("a", "b1", 1) - world.latency("a", "b1") for _ in range(100)]
-        assert min(delays) >= 0.0001
-        assert len(set(delays)) > 50
+        spec = NetworkSpec((10, 30), loss=0.02, window_kib=64, access=AccessSpec(latency_ms=5))
+        spec.apply(world, {})
+        ways = [world.latency(a, b) for a in "abc" for b in "abc" if a < b]
+        assert all(0.020 <= way <= 0.040 for way in ways)
+        assert len(set(ways)) == 3
+        assert world.links.loss("a", "b") == pytest.approx(0.02)
+        assert world.links.window_bytes == 64 * 1024
 
 
-async def test_a_matrix_goes_by_the_regions_of_hosts():
-    async with SimWorld() as world:
-        NetworkSpec(latency_ms=(5, 6), matrix=SHIPPED).apply(world, {"a": "tokyo", "b": "london"})
-        assert world.latency("a", "b") == pytest.approx(0.122)
-        assert 0.005 <= world.latency("a", "elsewhere") < 0.006
-
-
-def test_no_limits_by_default():
-    access = AccessSpec().access()
-    assert access.up_bytes_per_s is None
-    assert access.queue_s == float("inf")
-
-
-def test_mistakes_are_told():
-    with pytest.raises(UserError, match="kind"):
-        spec(jitter_ms={"kind": "gamma", "ms": 1, "spread": 1})
-    with pytest.raises((UserError, ValueError), match="above 1"):
-        spec(jitter_ms={"kind": "pareto", "ms": 1, "spread": 1})
+async def test_regions_have_measured_latencies():
+    async with SimWorld(3) as world:
+        regions = {"a": "frankfurt", "b": "tokyo", "c": "tokyo"}
+        NetworkSpec(7, matrix=MATRIX).apply(world, regions)
+        assert world.latency("a", "b") == pytest.approx(0.2325, abs=0.1165)
+        assert world.latency("a", "b") > 50 * world.latency("b", "c")
+        assert world.latency("a", "elsewhere") == pytest.approx(0.007)
