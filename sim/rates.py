@@ -282,22 +282,27 @@ async def _forward(job: ForwardJob, swarm: SimSwarm) -> list[float]:
 
 
 async def _clients(job: ClientsJob, swarm: SimSwarm) -> list[float]:
-    """Everybody begins at once; what each one reaches while all of them generate."""
+    """Everybody fills their caches, then all begin at once; what each one reaches while all of them generate."""
     ends: list[list[float]] = []
+    ready, waiting = trio.Event(), job.clients
 
     async def one(name: str) -> None:
+        nonlocal waiting
         async with swarm.client(name) as client:
             _connect(swarm, job.setup, job.net)
             prompt = [position % VOCAB for position in range(job.length - 1 - job.steps // 2)]
             generation = client.model.stream([prompt], max_new_tokens=job.steps, ignore_eos=True)
+            await anext(generation)
+            waiting -= 1
+            if not waiting:
+                ready.set()
+            await ready.wait()
             ends.append([trio.current_time() async for _ in generation])
 
     async with trio.open_nursery() as nursery:
         for number in range(job.clients):
             nursery.start_soon(one, f"client{number}")
-    first, last = max(mine[1] for mine in ends), min(mine[-1] for mine in ends)
-    if first >= last:
-        raise ValueError(f"{job.steps} steps are too few: no moment at which all {job.clients} clients generate")
+    first, last = max(mine[0] for mine in ends), min(mine[-1] for mine in ends)
     return sorted(_rate_within(mine, first, last) for mine in ends)
 
 

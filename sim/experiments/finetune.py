@@ -34,8 +34,12 @@ class Params:
     networks: tuple[Literal["near", "far"], ...] = field(
         default=("near", "far"), metadata={"about": "1 Gbit/s and 5 ms, or 100 Mbit/s and 100 ms"}
     )
-    batches: tuple[int, ...] = field(default=(1, 8, 32), metadata={"about": "sequences of 128 tokens each"})
-    prompts: tuple[int, ...] = field(default=(16, 64), metadata={"about": "trained tokens before each sequence"})
+    batches: tuple[int, ...] = field(
+        default=(1, 8, 32), metadata={"min": 1, "max": 256, "about": "sequences of 128 tokens each"}
+    )
+    prompts: tuple[int, ...] = field(
+        default=(16, 64), metadata={"min": 0, "max": 896, "about": "trained tokens before each sequence"}
+    )
 
 
 def run(params: Params, how: Run) -> Outcome:

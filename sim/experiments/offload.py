@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from p2pllm.errors import UserError
 from sim.kinds import Kind, Run
 from sim.offloading import BATCH_S, RealRun, SmallModel, Timed, forward_rate, honest_one_rate, one_rate, step_rate
 from sim.paper import OFFLOADS, Cell, Offload
@@ -21,9 +22,9 @@ from sim.results import Gate, Outcome, Plot, Series, Source, Table, combined, ga
 class Params:
     """The real run."""
 
-    hidden: int = field(default=1024, metadata={"min": 64, "max": 8192, "about": "of the small model; 16 divides it"})
+    hidden: int = field(default=1024, metadata={"min": 64, "max": 8192, "about": "of the small model; 32 divides it"})
     blocks: int = field(default=8, metadata={"min": 1, "max": 64})
-    tokens: tuple[int, ...] = field(default=(1, 128), metadata={"about": "new tokens per step"})
+    tokens: tuple[int, ...] = field(default=(1, 128), metadata={"min": 1, "max": 512, "about": "new tokens per step"})
     real: bool = field(default=True, metadata={"about": "measure this machine, too"})
 
 
@@ -61,6 +62,8 @@ def bounds() -> Iterator[_Bound]:
 
 def run(params: Params, how: Run) -> Outcome:
     """The bounds, then this machine."""
+    if params.hidden % 32:
+        raise UserError(f"hidden: {params.hidden} is no multiple of 32: the small model has 16 heads of an even size")
     cells = list(bounds())
     gates = tuple(gate(cell.name, cell.printed, cell.paper.value, 0.0, cell.source) for cell in cells)
     tables = [_bounds_table(cells), _honest_table()]

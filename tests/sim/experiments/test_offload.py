@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from p2pllm.errors import UserError
 from sim.experiments.offload import KIND, Params
 from sim.kinds import Run
 
@@ -23,3 +26,8 @@ def test_the_real_run_is_reported_and_leaves_the_trace_alone():
     table = measured.tables[-1]
     assert {row[0] for row in table.rows} == {"memory", "disk"}
     assert all(cell > 0 for row in table.rows for cell in row[1:])
+
+
+def test_a_width_that_heads_cannot_share_is_refused():
+    with pytest.raises(UserError, match="hidden: 1000 is no multiple of 32"):
+        KIND.play(Params(hidden=1000), Run(quick=True))
