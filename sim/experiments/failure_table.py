@@ -249,7 +249,8 @@ def trials_table(params: Params, how: Run) -> Table:
             error = statistics.stdev(steps) / count**0.5
             rows.append((tokens, f"{rate:g}", count, expected, mean, error, mean / expected))
     columns = ("tokens", "rate", "runs", "steps by formula", "steps played", "standard error", "ratio")
-    return Table("Restarts, played as a process", columns, tuple(rows))
+    note = "steps vary about as much as they are many, so a few runs of a long one say little"
+    return Table("Restarts, played as a process", columns, tuple(rows), note)
 
 
 # -- what it has to show ---------------------------------------------------------------------------------------------
