@@ -37,7 +37,7 @@ class Row:
 
     Attributes:
         what: tokens in the caches, or sequences of 128 tokens.
-        ours: in the mode that the papers' runs had; ``pushed`` and ``relayed`` are both.
+        push: the mode that the papers' runs had; ours: in that mode, of which ``relayed`` and ``pushed`` are both.
     """
 
     setup: Setup
@@ -45,15 +45,11 @@ class Row:
     what: int
     paper: Cell
     source: Source
+    push: bool
     ours: float
     relayed: float
     pushed: float | None
     formula: float | None = None
-
-    @property
-    def mode(self) -> str:
-        """That of the papers' runs; forwards of theirs were always relayed."""
-        return "push" if self.ours == self.pushed else "relay"
 
     @property
     def name(self) -> str:
@@ -90,7 +86,7 @@ def steps_rows(found: Found) -> Iterator[Row]:
             calibrates = net == NEAR and setup.name in ("bloom-3", "llama-3")
             relayed, pushed = modes[False].get((net, length)), modes[True].get((net, length))
             yield Row(
-                setup, None if setup.regions else net, length, paper, _source(setup, paper, calibrates), ours,
+                setup, None if setup.regions else net, length, paper, _source(setup, paper, calibrates), setup.push, ours,
                 relayed if relayed is not None else float("nan"), pushed, _formula(setup, found, net, length),
             )  # fmt: skip
 
@@ -112,7 +108,8 @@ def forward_rows(found: Found) -> Iterator[Row]:
             paper = cells[job.sequences]
             source = _source(setup, paper, calibrates)
             pushed = None if other is None else other.values[0]
-            yield Row(setup, None if setup.regions else job.net, job.sequences, paper, source, rate, rate, pushed)
+            net = None if setup.regions else job.net
+            yield Row(setup, net, job.sequences, paper, source, False, rate, rate, pushed)
 
 
 def _source(setup: Setup, paper: Cell, calibrates: bool) -> Source:
@@ -152,7 +149,7 @@ def _cells(row: Row) -> tuple[str | float | int | None, ...]:
     label = f"{row.source} (not gated)" if row.net is None else row.source
     return (
         row.setup.title, *net, row.what, row.paper.value, row.paper.found if row.net is None else label,
-        _rounded(row.ours), _rounded(row.ours / row.paper.value), row.mode,
+        _rounded(row.ours), _rounded(row.ours / row.paper.value), "push" if row.push else "relay",
         _rounded(row.relayed), _rounded(row.pushed), _rounded(row.formula),
     )  # fmt: skip
 
