@@ -15,8 +15,8 @@ from rich.table import Table as Grid
 
 from sim.results import SOURCES, Cell, Gate, Outcome, Table
 
-NARROW = 100
-"""Columns where stdout is no terminal."""
+WIDE = 200
+"""Columns where nobody watches: nothing is cut for want of room."""
 
 
 def text(cell: Cell) -> str:
@@ -63,7 +63,7 @@ def is_number(table: Table, column: int) -> bool:
 def console(*, stderr: bool = False) -> Console:
     """A console that never wraps a table to nothing where nobody watches."""
     file = sys.stderr if stderr else sys.stdout
-    width = None if file.isatty() else max(NARROW, int(Console().width))
+    width = None if file.isatty() else max(WIDE, int(Console().width))
     return Console(file=file, width=width, highlight=False)
 
 
@@ -90,7 +90,7 @@ def grid(table: Table) -> Grid:
         caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
     )  # fmt: skip
     for index, column in enumerate(table.columns):
-        found.add_column(escape(column), justify="right" if is_number(table, index) else "left")
+        found.add_column(escape(column), justify="right" if is_number(table, index) else "left", overflow="fold")
     for row in table.rows:
         found.add_row(*(escape(text(cell)) for cell in row))
     return found

@@ -18,6 +18,9 @@ from sim.results import Gate, Outcome, Table, combined, gate
 
 Word = Literal["kill", "hang", "freeze", "reset", "corrupt", "lie", "gone", "internal", "busy"]
 
+LASTING = ("kill", "hang")
+"""What a server does not come back from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Params:
@@ -25,7 +28,7 @@ class Params:
 
     mishaps: tuple[Word, ...] = field(
         default=("kill", "hang", "reset", "corrupt", "lie", "gone", "internal", "busy"),
-        metadata={"about": "what may happen when the seed chooses"},
+        metadata={"about": "what may happen when the seed chooses; no more kills and hangs than there are spares"},
     )
     count: int = field(default=3, metadata={"min": 0, "max": 100, "about": "how many faults the seed chooses"})
     faults: tuple[str, ...] = field(
@@ -68,11 +71,24 @@ def run(params: Params, how: Run) -> Outcome:
 
 
 def drawn(params: Params, messages: int, seed: int) -> tuple[FaultAt, ...]:
-    """Faults at distinct messages of the undisturbed run, in their order."""
+    """Faults at distinct messages of the undisturbed run, in order; no more lasting ones than there are spares."""
     rng = random.Random(f"{seed}/failover")
-    count = min(params.count, messages) if params.mishaps else 0
-    moments = sorted(rng.sample(range(messages), count))
-    return tuple(FaultAt(Mishap(rng.choice(params.mishaps)), at, rng.random() < 0.5) for at in moments)
+    moments = sorted(rng.sample(range(messages), min(params.count, messages)))
+    lasting = spares(params.spans)
+    faults = []
+    for moment in moments:
+        words = [word for word in params.mishaps if lasting or word not in LASTING]
+        if words:
+            fault = FaultAt(Mishap(rng.choice(words)), moment, rng.random() < 0.5)
+            lasting -= fault.mishap.value in LASTING
+            faults.append(fault)
+    return tuple(faults)
+
+
+def spares(spans: tuple[tuple[int, int], ...]) -> int:
+    """How many servers may be lost, whichever they are."""
+    blocks = range(max(end for _, end in spans))
+    return max(0, min(sum(start <= block < end for start, end in spans) for block in blocks) - 1)
 
 
 def parsed(texts: tuple[str, ...]) -> tuple[FaultAt, ...]:
