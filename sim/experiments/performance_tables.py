@@ -86,8 +86,9 @@ def steps_rows(found: Found) -> Iterator[Row]:
             calibrates = net == NEAR and setup.name in ("bloom-3", "llama-3")
             relayed, pushed = modes[False].get((net, length)), modes[True].get((net, length))
             yield Row(
-                setup, None if setup.regions else net, length, paper, _source(setup, paper, calibrates), setup.push, ours,
-                relayed if relayed is not None else float("nan"), pushed, _formula(setup, found, net, length),
+                setup, None if setup.regions else net, length, paper, _source(setup, paper, calibrates), setup.push,
+                ours, relayed if relayed is not None else float("nan"), pushed,
+                _formula(setup, found, net, length),
             )  # fmt: skip
 
 
