@@ -25,7 +25,7 @@ from sim.trial import JobReport, Report, Trial, play
 
 RANDOM = Churn("poisson", ("crash",), between_s=60.0, repair_s=20.0)
 CORRELATED = Churn("correlated", ("crash",), between_s=40.0, repair_s=15.0, spread_s=1.0)
-CASCADING = Churn("cascading", ("crash",), between_s=120.0, repair_s=15.0, load=0.75, round_s=2.0)
+CASCADING = Churn("cascading", ("crash",), between_s=60.0, repair_s=10.0, load=0.8, round_s=2.0)
 SHARES = tuple(percent / 20 for percent in range(21))
 """At which the distribution of recovery times is plotted."""
 SEEDS_APART = 1000
