@@ -11,19 +11,24 @@ import shlex
 from p2pllm.errors import UserError
 from sim.catalog import Scenario
 from sim.kinds import STACKS, Run, Skipped, Stack
+from sim.netlab.doctor import missing
 from sim.store import NOTHING, Played
 
 
 def stack_of(scenario: Scenario, asked: str | None) -> Stack:
-    """The stack to play on; None: the usual one.
+    """The stack to play on; None: the usual one, or where this machine cannot play on real sockets, the next one.
 
     Raises:
-        UserError: the scenario cannot be played on that one.
+        UserError: the scenario cannot be played on that one, or this machine cannot.
     """
-    able = scenario.kind.stacks
+    able, lacking = scenario.kind.stacks, missing()
+    if asked is None:
+        return next((stack for stack in able if stack != "real" or not lacking), able[0])
     for stack in STACKS:
-        if stack in able and asked in (None, stack):
-            return able[0] if asked is None else stack
+        if stack in able and stack == asked:
+            if stack == "real" and lacking:
+                raise UserError(f"--stack real needs network namespaces; missing on this machine: {', '.join(lacking)}")
+            return stack
     raise UserError(f"scenario {scenario.asked!r} cannot be played on --stack {asked}; allowed: {', '.join(able)}")
 
 

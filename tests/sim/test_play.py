@@ -43,3 +43,13 @@ def test_what_cannot_be_played_here_says_why():
     played = play(replace(found, kind=replace(found.kind, play=skip)), Run())
     assert played.skipped == "needs root"
     assert played.outcome.ok
+
+
+def test_real_sockets_are_taken_where_there_are_any_and_missed_where_they_were_asked_for(monkeypatch):
+    found = scenario("agreement")
+    monkeypatch.setattr("sim.play.missing", lambda: ())
+    assert stack_of(found, None) == stack_of(found, "real") == "real"
+    monkeypatch.setattr("sim.play.missing", lambda: ("root", "gcc (gcc)"))
+    assert stack_of(found, None) == "libp2p"
+    with pytest.raises(UserError, match=r"--stack real needs .* missing on this machine: root, gcc"):
+        stack_of(found, "real")
