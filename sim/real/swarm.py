@@ -27,14 +27,15 @@ from sim.kinds import Skipped
 from sim.netlab import Lab
 from sim.netlab.doctor import missing
 from sim.real.client import Job
+from sim.real.passes import NICE
 
 ROOT = Path(__file__).parents[2]
 BOOT, CLIENT = "boot", "client"
 READY_S = 120.0
 POLL_S = 0.05
 QUEUE_MS = 200.0
-FIRST = ("nice", "-n", "-15")
-"""Before other work of this machine: hosts of an experiment share its cores with whatever else runs there."""
+FIRST = ("nice", "-n", str(NICE))
+"""Hosts of an experiment share this machine's cores with whatever else runs there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from p2pllm.types import Cost, WorkKind
 from sim.compute import SimCompute, flat_cost
 from sim.measuring import Load
-from sim.real.passes import Passes, Watched, passes_of
+from sim.real.passes import NICE, Passes, Watched, before_others, passes_of
 
 
 @pytest.mark.parametrize(
@@ -43,3 +45,20 @@ def test_this_machine_takes_some_time() -> None:
     assert (one, seven) == (1, 7)
     assert 0 < short_ms < long_ms
     assert found.client_ms > 0
+
+
+def test_priority_is_borrowed_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is refused."""
+    asked = []
+    monkeypatch.setattr(os, "getpriority", lambda *_: 3)
+    monkeypatch.setattr(os, "setpriority", lambda *values: asked.append(values[2]))
+    with before_others():
+        assert asked == [NICE]
+    assert asked == [NICE, 3]
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    with before_others():
+        pass
