@@ -234,8 +234,7 @@ class Exchange:
 
     def _page(self, request: RecordsRequest, now: float) -> RecordsPage:
         limit = min(request.limit, self._limits.records_per_page_max)
-        have = frozenset(request.have)
-        page, entries = self._view.page(request.model, request.log, request.cursor, limit, now, have)
+        page, entries = self._view.page(request.model, request.log, request.cursor, limit, now, request.have)
         return RecordsPage(self._view.log_id, page.cursor, page.more, entries)
 
     async def _fault(self, stream: Stream, kind: FaultKind, reason: str, retry_after_s: float) -> None:

@@ -10,13 +10,15 @@ configured number of intervals and never exceeds ``ttl_max_s``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 
 from p2pllm.config import RecordConfig
 
 SERVERS_AT_FULL_PACE = 200
 FIND_INTERVAL_S = 120.0
 """How often the DHT is asked again although members answer: two halves of a swarm find each other this way."""
+
+FANOUT = 4
 
 
 def slower(servers: int) -> float:
@@ -30,7 +32,8 @@ class Pace:
 
     Attributes:
         announce_s: until a record that says nothing new is renewed.
-        exchange_s: until a partner is asked what is new: each time brings more, so it need not slow down as much.
+        exchange_s: until a partner is asked what is new: each time brings more, so it hardly slows down.
+        fanout: members that a server tells of a change itself; others ask them.
         find_s: until the DHT is asked again.
         meet_s: after which a round with partners also calls on a server that was never reached.
     """
@@ -40,6 +43,7 @@ class Pace:
     exchange_s: float
     find_s: float
     meet_s: float
+    fanout: int
 
 
 def pace(config: RecordConfig, servers: int) -> Pace:
@@ -48,7 +52,8 @@ def pace(config: RecordConfig, servers: int) -> Pace:
     return Pace(
         announce_s=config.announce_interval_s * factor,
         ttl_s=config.ttl_s * factor,
-        exchange_s=config.exchange_interval_s * sqrt(factor),
+        exchange_s=config.exchange_interval_s * factor**0.25,
         find_s=FIND_INTERVAL_S * factor,
         meet_s=config.exchange_interval_s * (factor - 1),
+        fanout=max(FANOUT, ceil(sqrt(servers) / 2)),
     )

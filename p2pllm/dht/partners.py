@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from random import Random
 
+from p2pllm.dht.pace import slower
 from p2pllm.dht.roster import Roster
 from p2pllm.dht.view import SwarmView
 from p2pllm.types import PeerId
@@ -89,7 +90,11 @@ class Partners:
     def next_round(self, view: SwarmView, now: float) -> list[PeerId]:
         """Whom to ask this time, in this order, until one answers."""
         self._round += 1
-        if self._round % ROUNDS_PER_EXCHANGE == 0 and len(self._partners) == PARTNERS:
+        if view.count() > PARTNERS:
+            # Bootstrap nodes keep less than servers do, and there are few of them for everybody.
+            self._partners = [peer for peer in self._partners if view.serves(peer)]
+        # Somebody new is asked for everything, which is more in a large swarm.
+        if self._round % int(ROUNDS_PER_EXCHANGE * slower(view.count())) == 0 and len(self._partners) == PARTNERS:
             self._partners.pop(0)
         if self._partners:
             turn = self._round % len(self._partners)

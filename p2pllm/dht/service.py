@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ANNOUNCE_FANOUT = 4
 ANNOUNCE_PAUSE_S = 0.5
 """Changes that follow each other closely are published together."""
 GOSSIP_FANOUT = 3
@@ -196,7 +195,7 @@ class Directory:
             self._announced_at = trio.current_time()
             await self._joined.wait()
             async with trio.open_nursery() as nursery:
-                for peer in self._choose(ANNOUNCE_FANOUT) if news else ():
+                for peer in self._choose(self.pace.fanout) if news else ():
                     nursery.start_soon(self._offer, peer, self._mine())
                 stored = await self._publisher.store()
             pause = self._jitter(self.pace.announce_s if stored else self._config.rebootstrap_interval_s)

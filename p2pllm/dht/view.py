@@ -20,6 +20,7 @@ from p2pllm.dht.record import Announcement, check, pack_entry
 from p2pllm.dht.roster import Roster
 from p2pllm.dht.swarmtime import SwarmTime
 from p2pllm.types import ModelId, PeerId, ServerState
+from p2pllm.wire.messages import DIGEST_BYTES
 
 MODELS_MAX = 32
 """Models that a member without models of its own (a bootstrap node) keeps records of."""
@@ -147,22 +148,23 @@ class SwarmView:
         return pack_entry(entry.record, now - entry.born)
 
     def page(
-        self, model: ModelId, log_id: int, cursor: int, limit: int, now: float, have: frozenset[bytes] = frozenset()
+        self, model: ModelId, log_id: int, cursor: int, limit: int, now: float, have: bytes = b""
     ) -> tuple[Page, tuple[bytes, ...]]:
-        """What changed since a cursor of our log, as it is handed on, but for what the asker has by its digest."""
+        """What changed since a cursor of our log, as it is handed on, but for what the asker has, by its digest."""
         page = self._log.page(model, log_id, cursor, limit)
         entries = self._entries.get(model, {})
+        known = {have[start : start + DIGEST_BYTES] for start in range(0, len(have), DIGEST_BYTES)}
         found = []
         for peer in page.peers:
             entry = entries[peer]
-            if entry.digest not in have and entry.expires > now:
+            if entry.digest not in known and entry.expires > now:
                 found.append(pack_entry(entry.record, now - entry.born))
         return page, tuple(found)
 
-    def digests(self, model: ModelId, cursor: int, limit: int) -> tuple[bytes, ...]:
-        """Of the records that changed after a cursor of our log, the latest first."""
+    def digests(self, model: ModelId, cursor: int, limit: int) -> bytes:
+        """Of the records that changed after a cursor of our log, the latest first, in a row."""
         entries = self._entries.get(model, {})
-        return tuple(entries[peer].digest for peer in self._log.since(model, cursor)[:limit])
+        return b"".join(entries[peer].digest for peer in self._log.since(model, cursor)[:limit])
 
     @property
     def log_id(self) -> int:

@@ -79,12 +79,12 @@ def _integers(count_max: int, value_max: int) -> Field:
 
 
 def _digests(count_max: int) -> Field:
-    def load(raw: Any) -> tuple[bytes, ...]:
+    def load(raw: Any) -> bytes:
         if type(raw) is not bytes or len(raw) % DIGEST_BYTES or len(raw) > count_max * DIGEST_BYTES:
             _refuse(f"not a byte string of at most {count_max} digests of {DIGEST_BYTES} bytes")
-        return tuple(raw[start : start + DIGEST_BYTES] for start in range(0, len(raw), DIGEST_BYTES))
+        return raw
 
-    return Field(load, b"".join)
+    return Field(load, _same)
 
 
 def _seconds(cap: float | None = None) -> Field:

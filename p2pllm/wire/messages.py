@@ -297,14 +297,15 @@ class RecordsRequest:
 
     Attributes:
         log: random id of the log that ``cursor`` belongs to; a restarted member has another one and starts over.
-        have: digests of records that the asker has from others and need not be sent, ``DIGEST_BYTES`` each.
+        have: digests of records that the asker has from others and need not be sent, ``DIGEST_BYTES`` each, one after
+            the other.
     """
 
     model: ModelId
     log: int = 0
     cursor: int = 0
     limit: int = 128
-    have: tuple[bytes, ...] = ()
+    have: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,5 +305,5 @@ async def test_new_addresses_are_told_at_once():
         node, other = Node(world, "s").serve(), Node(world, "other").serve()
         await trio.sleep(30)
         host = world.hosts["s"]
-        host._addrs = (f"/ip4/10.9.9.9/tcp/4001/p2p/{host.me}",)
-        await until(lambda: other.view.get(MODEL, node.me).addrs == host.addrs, other, 30)
+        host.address = f"/ip4/10.9.9.9/tcp/4001/p2p/{host.me}"
+        await until(lambda: other.view.get(MODEL, node.me).addrs == (host.address,), other, 30)

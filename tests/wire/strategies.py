@@ -122,7 +122,7 @@ def backwards(draw: Any) -> m.Backward:
 
 rows = st.lists(st.integers(0, 1 << 20), min_size=1, max_size=8).map(tuple)
 ids_or_none = st.integers(-1, 2**32 - 1)
-digests = st.lists(st.binary(min_size=8, max_size=8), max_size=20).map(tuple)
+digests = st.lists(st.binary(min_size=8, max_size=8), max_size=20).map(b"".join)
 records = st.lists(st.binary(max_size=300), max_size=6).map(tuple)
 
 messages: st.SearchStrategy[m.Message] = st.one_of(
