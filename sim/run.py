@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import torch
 import trio
 import trio._core._run as trio_run
 from trio.testing import MockClock
@@ -23,6 +24,8 @@ def run(main: Callable[[], Awaitable[T]], seed: int = 0) -> T:
     switch = "_ALLOW_DETERMINISTIC_SCHEDULING"
     private = vars(trio_run)  # the switch is declared Final, for everybody but trio's own tests
     before, state = private[switch], trio_run._r.getstate()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums must not depend on the machine's cores
     private[switch] = True
     trio_run._r.seed(seed)
     try:
@@ -31,3 +34,4 @@ def run(main: Callable[[], Awaitable[T]], seed: int = 0) -> T:
     finally:
         private[switch] = before
         trio_run._r.setstate(state)
+        torch.set_num_threads(threads)

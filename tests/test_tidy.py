@@ -20,6 +20,7 @@ FUNCTION_LINES_MAX = 70
 
 # Modules whose behaviour is proven by another test file than their mirror, and where.
 TESTED_ELSEWHERE = {
+    "p2pllm_native/src/p2pllm_native/kernels_reference.py": "tests/native/test_kernels.py",
     "p2pllm/ports.py": "tests/net/conformance.py",
     "p2pllm/api.py": "tests/node/test_world.py",
     "p2pllm/cli/bench.py": "tests/swarm/test_processes.py",

@@ -43,11 +43,18 @@ class Pushes:
         self._config = config
         self._nursery = nursery
         self._links: dict[PeerId, _Link] = {}
+        self._over = False
+
+    def shut(self) -> None:
+        """The server ends: nothing is pushed any more, its connections tell the openers."""
+        self._over = True
 
     # -- out -------------------------------------------------------------------------------------------------------
 
     def post(self, hosted: Hosted, push: Send) -> None:
         """Let a step go to the next hop; never blocks."""
+        if self._over:
+            return
         link = self._links.get(push.to)
         if link is None:
             link = self._links[push.to] = _Link()
@@ -112,7 +119,7 @@ class Pushes:
 
     def _give_up(self, hosted: Hosted, peer: PeerId) -> None:
         """From here on the opener relays, if the session still pushes there at all."""
-        if hosted.automaton.push_to == peer:
+        if hosted.automaton.push_to == peer and not self._over:
             hosted.perform(hosted.automaton.unpushed(), None)
             if hosted.channel is not None:
                 self._nursery.start_soon(hosted.channel.flush)

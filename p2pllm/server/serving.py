@@ -62,6 +62,7 @@ class Serving:
             try:
                 await trio.sleep_forever()
             finally:
+                self._pushes.shut()
                 self._sessions.shut()
                 self.forwards.shut()
 

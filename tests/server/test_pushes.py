@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 import trio
 
+from p2pllm.config import Config
 from p2pllm.errors import PeerLost
+from p2pllm.server.hosted import Hosted
+from p2pllm.server.pushes import Pushes
 from p2pllm.types import Span
 from p2pllm.wire import PUSH
 from p2pllm.wire.messages import Answer, Close, Fault, FaultKind, Opened, Rewire, Unpushed
+from p2pllm.wire.session import Send
 from sim.host import SimNetwork
 from sim.network import SimWorld
 from tests.server.support import Caller, a_step, alone, serving, sid, tokens, unpacked
@@ -122,3 +128,13 @@ async def test_an_idle_push_stream_is_closed_and_opened_again():
         await first.channel.send(*a_step(1, 1, (3,), tokens(1, 5)))
         assert torch.equal(await second.answer(1), alone(torch.cat([tokens(3), tokens(1, 5)]))[3:])
         assert isinstance((await first.next())[0], Answer)
+
+
+async def test_a_server_that_ends_pushes_no_more():
+    """A handler may still answer a step when the tasks of its server have ended."""
+    async with SimWorld() as world:
+        host = world.host("server")
+        async with trio.open_nursery() as nursery:
+            pushes = Pushes(host, Config(), nursery)
+            pushes.shut()
+        pushes.post(cast("Hosted", object()), Send(host.me, Close(sid(1))))
