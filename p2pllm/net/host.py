@@ -28,7 +28,7 @@ from p2pllm.errors import PeerLost, RemoteProtocolError, UserError
 from p2pllm.net import negotiate
 from p2pllm.net.addresses import bootstrap_address, expand, ip_of, listen_address
 from p2pllm.net.dialer import Dialer
-from p2pllm.net.fixes import choosing, dialing, handlers, muxer
+from p2pllm.net.fixes import choosing, dialing, handlers, muxer, stream_order
 from p2pllm.net.fixes.peerstore import BoundedPeerStore
 from p2pllm.net.fixes.short_reads import TcpTransport
 from p2pllm.net.identity import Identity
@@ -128,6 +128,7 @@ async def _running(
     swarm.set_resource_manager(None)  # its limits count attempts, not resources; ours are in the muxer and above
     dialing.stay_put(swarm)
     choosing.install(swarm)
+    stream_order.install()
     muxer.install(swarm, config, peers.remove)
     handlers.install(host, config.stream_timeout_s)
     swarm.register_notifee(Arrivals(peers))

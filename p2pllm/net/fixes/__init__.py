@@ -8,6 +8,7 @@
 * ``dialing``: a dial sleeps 250 ms, tries one address, and a failure blocks the peer for 60 s. Here all are raced. And
   strangers are dialled until half of the connection limit is used. Here nobody is.
 * ``choosing``: of two equal connections the higher memory address wins, and no run can be repeated. Here the newest.
+* ``stream_order``: a lost connection's streams end in the order of memory addresses, likewise. Here of their numbers.
 * ``peerstore``: beyond a thousand known peers a node forgets its own key first. Here it never does.
 * ``kad_protocol``: the DHT ignores its protocol prefix and joins the public IPFS one. Here it has our name.
 * ``kad_clients``: nodes that only ask are put into routing tables. Here they are asked whether they serve.
