@@ -32,9 +32,6 @@ from sim.shapes import LLAMA_2_70B, SHAPES
 FITTED_LENGTH = 128
 """``step_s`` is a step with so many tokens in the caches."""
 LONG_LENGTH = 2048
-OFFLOAD_TOKEN_S = 42.6 / 8192
-"""A token of a large batch through BLOOM on one A100, by the offloading rows: what one more row adds to a step that
-several clients share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +43,8 @@ class Fit:
         client_s: the client's share of it. The papers do not tell it; it matters only where clients share servers.
         cached_s: more per token in the caches, over all blocks.
         overhead_s: of the software of each hop.
-        pass_s: of a forward's pass through all blocks, whatever it holds; token_s: more per token.
-        shared_s: more of a step per row that shares it.
+        pass_s: of a forward's pass through all blocks, whatever it holds; token_s: more per token, also of every
+            further row of a step that several share, so that no way of cutting work makes the devices faster.
     """
 
     blocks: int
@@ -57,19 +54,17 @@ class Fit:
     pass_s: float
     token_s: float
     overhead_s: float = 0.018
-    shared_s: float = OFFLOAD_TOKEN_S
 
     def cost_model(self) -> CostModel:
         """For the devices of servers."""
-        weights_s = self.step_s - self.client_s - self.shared_s
+        empty_s = self.step_s - self.client_s - self.token_s - self.cached_s * FITTED_LENGTH
 
         def model(cost: Cost, device: str) -> float:
             share = cost.blocks / self.blocks
             if cost.kind is WorkKind.CLIENT:
                 return 0.0
             if cost.kind is WorkKind.STEP:
-                beyond = cost.context - FITTED_LENGTH * cost.tokens
-                return share * max(0.0, weights_s + self.shared_s * cost.tokens + self.cached_s * beyond)
+                return share * (empty_s + self.token_s * cost.tokens + self.cached_s * cost.context)
             passes = 2 if cost.kind is WorkKind.BACKWARD else 1  # forward again, then back: weights are frozen
             return passes * share * (self.pass_s + self.token_s * cost.tokens)
 

@@ -19,7 +19,7 @@ from sim.experiments.beyond_tables import Cells, outcome
 from sim.experiments.performance import Params as Calibration
 from sim.experiments.performance import calibrated
 from sim.kinds import Kind, Run
-from sim.paper import FAR, NETS, Net
+from sim.paper import FAR, NEAR, NETS, Net
 from sim.rates import PAPER, PAPER_FORWARD, ClientsJob, ForwardJob, Job, PrefillJob, Protocol, StepsJob, play
 from sim.results import Outcome
 
@@ -99,12 +99,12 @@ def _steps(setup: Setup, fit: Fit, params: Params, how: Run) -> dict[Cells, Job]
 
 
 def _forwards(setup: Setup, fit: Fit, params: Params, how: Run) -> dict[Cells, Job]:
-    """Forwards; of twelve servers a large batch on the slowest network alone, for it moves gigabytes."""
+    """Forwards; large batches move gigabytes: of three servers on two networks, of twelve on the slowest alone."""
     wanted = [name for name in FORWARD_SWITCHES if name in params.switches]
     jobs: dict[Cells, Job] = {}
     for net in NETS:
         for sequences in (1,) if how.quick else (1, 64):
-            if setup.servers > 3 and sequences > 1 and net != FAR:
+            if sequences > 1 and net not in ((FAR,) if setup.servers > 3 else (NEAR, FAR)):
                 continue
             rows = (BASE, ALL) if setup.servers > 3 else (BASE, *wanted, ALL)
             for name in rows:

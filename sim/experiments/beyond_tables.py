@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from sim.paper import FORWARDS, NETS, STEPS
-from sim.rates import Job, Rates, StepsJob
+from sim.rates import ForwardJob, Job, PrefillJob, Rates, StepsJob
 from sim.results import Outcome, Plot, Series, Table, combined
 
 Cells = tuple[str, str, str, int, str]
@@ -41,7 +41,18 @@ def outcome(played: Played, switches: Sequence[str]) -> Outcome:
         results=tuple(results),
         notes=_NOTES,
         trace_hash=combined(rates.trace for _, rates in played.values()),
+        violations=tuple(_too_fast(played)),
     )
+
+
+def _too_fast(played: Played) -> Iterator[str]:
+    """Batches that went faster than all devices could compute them: a protocol cannot do that, only a mistake can."""
+    for (_, setup, net, size, name), (job, rates) in played.items():
+        if isinstance(job, ForwardJob | PrefillJob):
+            most = len(set(job.setup.gpus)) / job.fit.token_s
+            if rates.values[0] > most:
+                row = " ".join((setup, net, str(size), name))
+                yield f"{row}: {rates.values[0]:.4g} tokens/s, but its devices compute at most {most:.4g}"
 
 
 def _rates(played: Played, group: str) -> Iterator[tuple[Place, dict[str, float]]]:

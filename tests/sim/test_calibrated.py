@@ -23,10 +23,20 @@ def test_a_step_is_what_the_client_and_all_blocks_take():
     assert model(Cost(WorkKind.CLIENT, tokens=1), "cpu") == 0.0
 
 
-def test_steps_that_share_a_pass_share_the_weights():
-    """Eight rows cost one pass, and 5.2 ms more for each of the seven others."""
+def test_steps_that_share_a_pass_share_the_weights_and_nothing_else():
+    """Eight rows cost one pass, and for each of the seven others a token of a batch and its cache."""
     model = BLOOM.cost_model()
-    assert model(step(70, 8 * 128, 8), "cpu") - model(step(70), "cpu") == pytest.approx(7 * 42.6 / 8192)
+    more_s = model(step(70, 8 * 128, 8), "cpu") - model(step(70), "cpu")
+    assert more_s == pytest.approx(7 * (BLOOM.token_s + 128 * BLOOM.cached_s))
+    assert 8 * model(step(70), "cpu") > 5 * model(step(70, 8 * 128, 8), "cpu")
+
+
+@pytest.mark.parametrize("fit", [BLOOM, LLAMA])
+@pytest.mark.parametrize("kind", [WorkKind.STEP, WorkKind.PREFILL, WorkKind.FORWARD])
+def test_no_way_of_cutting_work_beats_the_devices(fit, kind):
+    """Short steps of many rows count as steps; their tokens cost no less than those of batches."""
+    for tokens in (8, 512, 1024):
+        assert fit.cost_model()(Cost(kind, tokens, 0, fit.blocks), "cpu") > tokens * fit.token_s
 
 
 def test_going_back_computes_forward_again():

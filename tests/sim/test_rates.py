@@ -91,6 +91,14 @@ def test_chunks_of_a_prefill_overlap_across_hops():
     assert play(chunked).values[0] > 1.2 * play(whole).values[0]
 
 
+def test_a_batch_through_a_session_is_no_faster_than_its_devices():
+    """Chunks of eight tokens of each of 64 rows are steps to a server, and cost what any other tokens do."""
+    protocol = Protocol(push=True, activations="int8", window_bytes=None, chunk_tokens=512, in_flight=8)
+    job = PrefillJob(setup=SETUP, fit=FIT, protocol=protocol, rows=64, tokens=16, tail=-1)
+    busiest_s = 27 / 80 * 1024 * FIT.token_s
+    assert busiest_s < 1024 / play(job).values[0] < 3 * busiest_s
+
+
 def test_gradients_go_back_slower_than_activations_go_forward():
     """A server computes forward again, and inputs travel with the gradient."""
     job = TrainingJob(setup=SETUP, fit=FIT, net=SLIM, sequences=2, tokens=64, protocol=PAPER_FORWARD)

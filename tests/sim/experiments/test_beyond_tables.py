@@ -5,7 +5,7 @@ from __future__ import annotations
 from sim.calibrated import SETUPS
 from sim.experiments.beyond_tables import outcome
 from sim.paper import FAR, NEAR
-from sim.rates import ClientsJob, Rates, StepsJob
+from sim.rates import ClientsJob, ForwardJob, Rates, StepsJob
 
 SETUP = SETUPS["llama-3"]
 
@@ -37,3 +37,14 @@ def test_clients_count_together():
     assert made.tables[0].rows == (("llama-3", "", 2, None, 2.0, 1.5, None),)
     assert made.results[1]["steps/s"] == 3.0
     assert made.gates == ()
+
+
+def test_faster_than_the_devices_is_a_violation():
+    """Three devices that take 9.9 ms per token cannot do a thousand tokens per second."""
+
+    def violations(rate):
+        job = ForwardJob(setup=SETUP, fit=SETUP.fit, net=FAR)
+        return outcome({("forwards", "llama-3", str(FAR), 64, "paper"): (job, Rates((rate,), "t"))}, ()).violations
+
+    assert violations(300.0) == ()
+    assert "at most 303" in violations(1000.0)[0]
