@@ -23,6 +23,7 @@ MSS_BYTES = 1448
 """What a TCP packet with timestamps carries over Ethernet."""
 PACKET_HEADERS_BYTES = 66
 """What else such a packet is: Ethernet, IP and TCP."""
+PACKET_BYTES = MSS_BYTES + PACKET_HEADERS_BYTES
 RTO_MIN_S = 0.2
 """Linux waits at least so long before it repeats a packet that no acknowledgement speaks of."""
 

@@ -3,7 +3,8 @@
 The uplink takes one piece at a time, steps before bulk; senders wait, so nothing is lost there. The downlink takes
 pieces in the order in which they arrive; what finds more than ``queue_s`` of work before it is dropped, and comes again
 when TCP would repeat it. A piece passes both links as a row of packets does: it occupies each for as long as that link
-needs, and the slower one decides when its last byte is there.
+needs, and the slower one decides when its last byte is there. The two links pass on whole packets, as routers do, so
+there is one packet more on the faster one.
 
 Invariants: a link never carries more than its rate. The downlink has no task and no timer: whoever asks what has
 arrived settles it up to now; until then a piece's arrival is a lower bound.
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pllm.types import Priority
-from sim.links import RTO_MIN_S, retransmission_s
+from sim.links import PACKET_BYTES, RTO_MIN_S, retransmission_s
 from sim.timers import Timers
 
 if TYPE_CHECKING:
@@ -185,7 +186,11 @@ class Downlink:
             piece.arrival, piece.settled = last_at, True
         else:
             piece.where = self
-            self._push(piece, max(first_at, last_at - piece.size / self.bytes_per_s))
+            # Whole packets are passed on: the first one begins here when its last byte is there, and so does the last.
+            packet = min(PACKET_BYTES, piece.size) / piece.size if piece.size else 0.0
+            took_s = piece.size / self.bytes_per_s
+            begins_at = max(first_at + packet * (last_at - first_at), last_at - (1 - packet) * took_s)
+            self._push(piece, begins_at)
 
     def settle(self, now: float) -> None:
         """Decide about everything that has come by now."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from p2pllm.types import Priority
 from sim.draws import LogNormal
-from sim.links import Access, wire_bytes
+from sim.links import PACKET_BYTES, Access, wire_bytes
 from sim.network import SimWorld
 from sim.queues import Downlink, Piece
 from sim.run import run
@@ -27,10 +27,11 @@ def carried(size):
 
 @pytest.mark.parametrize("size", [100, 8192, 200_000])
 @pytest.mark.parametrize(("up", "down"), [(None, None), (1 * MB, None), (None, 1 * MB), (1 * MB, 3 * MB), (3 * MB, MB)])
-async def test_a_message_takes_latency_and_the_slower_link(size, up, down):
+async def test_a_message_takes_latency_the_slower_link_and_a_packet_on_the_other(size, up, down):
     took_s = await time_of(size, client=Access(up_bytes_per_s=up), server=Access(down_bytes_per_s=down))
-    slower = min(up or 1e18, down or 1e18)
-    assert took_s == pytest.approx(0.05 + carried(size) / slower, rel=0.001)
+    slower, faster = sorted((up or 1e18, down or 1e18))
+    packet = min(PACKET_BYTES, carried(size))
+    assert took_s == pytest.approx(0.05 + carried(size) / slower + packet / faster, rel=0.001)
 
 
 async def test_access_latencies_count_once_each():
