@@ -40,17 +40,17 @@ class MemoryTransport(ITransport):
     """One host's transport."""
 
     def __init__(self, fabric: Fabric) -> None:
-        self._fabric = fabric
+        self.fabric = fabric
 
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
         address = address_of(maddr)
         try:
-            return RawConnection(await self._fabric.connect(address), True)
+            return RawConnection(await self.fabric.connect(address), True)
         except OSError as exc:
             raise OpenConnectionError(f"Failed to connect {address[0]}:{address[1]}: {exc}") from exc
 
     def create_listener(self, handler_function: THandler) -> IListener:
-        return MemoryListener(self._fabric, handler_function)
+        return MemoryListener(self.fabric, handler_function)
 
     def can_dial(self, maddr: Multiaddr) -> bool:
         return "tcp" in [protocol.name for protocol in maddr.protocols()]
@@ -65,8 +65,8 @@ class MemoryListener(IListener):
     """A host's open ports; accepted connections run beside the host's own tasks, as libp2p's TCP listener has it."""
 
     def __init__(self, fabric: Fabric, handler: THandler) -> None:
-        self._fabric = fabric
-        self._handler = handler
+        self.fabric = fabric
+        self.handler = handler
         self._addrs: list[Multiaddr] = []
         self._nursery: trio.Nursery | None = None
 
@@ -75,7 +75,7 @@ class MemoryListener(IListener):
             ready = trio.Event()
             trio.lowlevel.spawn_system_task(self._run, ready)
             await ready.wait()
-        self._fabric.listeners[address_of(maddr)] = self
+        self.fabric.listeners[address_of(maddr)] = self
         self._addrs.append(maddr)
 
     async def _run(self, ready: trio.Event) -> None:
@@ -86,11 +86,12 @@ class MemoryListener(IListener):
     def accept(self, link: Link) -> None:
         """Somebody has connected."""
         if self._nursery is not None:
-            self._nursery.start_soon(self._serve, link)
+            self._nursery.start_soon(self.serve, link)
 
-    async def _serve(self, link: Link) -> None:
+    async def serve(self, link: Link) -> None:
+        """What becomes of an accepted connection."""
         try:
-            await until_closed(self._handler, link)
+            await until_closed(self.handler, link)
         except Exception as exc:  # as libp2p's listener: a stranger's connection never ends the host
             logger.debug("an accepted connection failed: %r", exc)
 
@@ -100,7 +101,7 @@ class MemoryListener(IListener):
     def abandon(self) -> None:
         """Be gone, at once and without a word."""
         for addr in self._addrs:
-            self._fabric.listeners.pop(address_of(addr), None)
+            self.fabric.listeners.pop(address_of(addr), None)
         self._addrs.clear()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()

@@ -1,6 +1,7 @@
 """Connections in memory, under virtual time: latency, a bounded buffer, pieces of any size, and a plug to pull.
 
-Two users: yamux connections without noise (``yamux_pair``), and whole libp2p hosts (``MemoryTransport``).
+Two users: yamux connections without noise (``yamux_pair``), and whole libp2p hosts (``networks``). Simpler than the
+simulator's own links (``sim.libp2p.wire``), and rougher: a test may cut what it likes into any pieces.
 """
 
 from __future__ import annotations
@@ -12,18 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
-from libp2p.abc import IListener, IRawConnection, ITransport
 from libp2p.connection_types import ConnectionType
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
-from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
 from p2pllm.config import NetConfig
 from p2pllm.net import Identity, Libp2pNetwork, open_network
-from p2pllm.net.fixes.inbound_slots import until_closed
 from p2pllm.net.link import Link
 from p2pllm.net.yamux import YamuxConnection
+from sim.libp2p.transport import Address, MemoryListener, MemoryTransport
 
 WALL = 1_700_000_000.0
 
@@ -181,82 +179,28 @@ class MemoryNet:
     """Who listens where, and how the connections between them behave."""
 
     def __init__(self, **wire: Any) -> None:
-        self.listeners: dict[tuple[str, int], MemoryListener] = {}
+        self.listeners: dict[Address, MemoryListener] = {}
         self.wire = wire
         self.wires: list[Wire] = []
-        self.dialled: list[tuple[str, int]] = []
+        self.dialled: list[Address] = []
         self.silent_addresses: set[str] = set()
 
     def transport(self) -> MemoryTransport:
         return MemoryTransport(self)
 
-
-class MemoryListener(IListener):
-    def __init__(self, net: MemoryNet, handler: Any) -> None:
-        self.net, self.handler, self.addrs = net, handler, []
-        self.nursery: trio.Nursery | None = None
-
-    async def listen(self, maddr: Multiaddr) -> None:
-        ready = trio.Event()
-
-        async def run() -> None:
-            async with trio.open_nursery() as nursery:
-                self.nursery = nursery
-                ready.set()
-                await trio.sleep_forever()
-
-        trio.lowlevel.spawn_system_task(run)
-        await ready.wait()
-        self.net.listeners[_place(maddr)] = self
-        self.addrs.append(maddr)
-
-    def accept(self, link: MemoryLink) -> None:
-        assert self.nursery is not None
-        self.nursery.start_soon(until_closed, self.handler, link)
-
-    def get_addrs(self) -> tuple[Multiaddr, ...]:
-        return tuple(self.addrs)
-
-    async def close(self) -> None:
-        for addr in self.addrs:
-            self.net.listeners.pop(_place(addr), None)
-        if self.nursery is not None:
-            self.nursery.cancel_scope.cancel()
-
-
-class MemoryTransport(ITransport):
-    def __init__(self, net: MemoryNet) -> None:
-        self.net = net
-
-    async def dial(self, maddr: Multiaddr) -> IRawConnection:
-        place = _place(maddr)
-        self.net.dialled.append(place)
-        wire = Wire(**self.net.wire)
-        if place[0] in self.net.silent_addresses:
+    async def connect(self, address: Address) -> Link:
+        self.dialled.append(address)
+        wire = Wire(**self.wire)
+        if address[0] in self.silent_addresses:
             await trio.sleep_forever()
         await trio.sleep(2 * wire.latency_s)
-        listener = self.net.listeners.get(place)
+        listener = self.listeners.get(address)
         if listener is None:
-            raise OpenConnectionError(f"nobody listens at {place}")
-        self.net.wires.append(wire)
-        here, there = link_pair(wire, place[0])
+            raise ConnectionRefusedError(f"nobody listens at {address}")
+        self.wires.append(wire)
+        here, there = link_pair(wire, address[0])
         listener.accept(there)
-        return RawConnection(here, True)
-
-    def create_listener(self, handler_function: Any) -> IListener:
-        return MemoryListener(self.net, handler_function)
-
-    def can_dial(self, maddr: Multiaddr) -> bool:
-        return "tcp" in [protocol.name for protocol in maddr.protocols()]
-
-    can_listen = can_dial
-
-    def protocols(self) -> list[str]:
-        return ["tcp"]
-
-
-def _place(maddr: Multiaddr) -> tuple[str, int]:
-    return str(maddr.value_for_protocol("ip4")), int(maddr.value_for_protocol("tcp"))
+        return here
 
 
 def identity(number: int) -> Identity:

@@ -20,7 +20,9 @@ from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.raw_connection import RawConnection
 from multiaddr import Multiaddr
 
-from tests.net.memory import MemoryLink, MemoryListener, MemoryNet, MemoryTransport, address
+from p2pllm.net.link import Link
+from sim.libp2p.transport import MemoryListener, MemoryTransport
+from tests.net.memory import MemoryNet, address
 
 PROTOCOL = TProtocol("/test/1")
 
@@ -28,7 +30,7 @@ PROTOCOL = TProtocol("/test/1")
 class StockStream(ReadWriteCloser):
     """A connection as libp2p's own TCP stream gives it: at most ``n`` bytes, whatever is there."""
 
-    def __init__(self, link: MemoryLink) -> None:
+    def __init__(self, link: Link) -> None:
         self.link = link
         self.ahead = b""
         self.lock = trio.Lock()
@@ -54,9 +56,8 @@ class StockStream(ReadWriteCloser):
 
 
 class StockListener(MemoryListener):
-    def accept(self, link: MemoryLink) -> None:
-        assert self.nursery is not None
-        self.nursery.start_soon(self.handler, StockStream(link))
+    async def serve(self, link: Link) -> None:
+        await self.handler(StockStream(link))
 
 
 class StockTransport(MemoryTransport):
@@ -65,7 +66,7 @@ class StockTransport(MemoryTransport):
         return RawConnection(StockStream(conn.stream), True)
 
     def create_listener(self, handler_function: Any) -> StockListener:
-        return StockListener(self.net, handler_function)
+        return StockListener(self.fabric, handler_function)
 
 
 @asynccontextmanager
