@@ -87,7 +87,7 @@ class ServerConfig:
     page_tokens: int = 16
     sessions_max: int = 256
     sessions_per_peer_max: int = 32
-    alloc_timeout_s: float = 10.0
+    alloc_timeout_s: float = 30.0
     """How long an open may wait in line for cache room before BUSY (capped also by what the client asks)."""
     linger_s: float = 30.0
     """A session whose stream was lost waits so long for its opener to re-attach."""
@@ -142,7 +142,12 @@ class ClientConfig:
     """Upper bound on the wait for one step's answer: for first steps, and where steps were seen to be slow."""
     step_timeout_min_s: float = 3.0
     """However fast a server was so far, a silence shorter than this is no failure: lost packets, somebody's prefill."""
+    connect_timeout_s: float = 5.0
+    """How long the first attempt to reach a server may take; each failure not yet forgiven doubles it, up to what the
+    network allows: others serve the same blocks, and most who take longer are gone."""
     open_timeout_s: float = 20.0
+    line_timeout_s: float = 30.0
+    """How long to stand in line for cache room, where all servers are full, before another one is looked for."""
     prefill_chunk_tokens: int = 128
     """Chunks overlap across the hops: the next chunk enters hop 1 while hop 2 works on this one."""
     steps_in_flight: int = 4

@@ -11,7 +11,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -45,8 +47,7 @@ class HopSession(Talk):
     """A session's cache at one server. Made, then ``open``ed, used, and ``aclose``d."""
 
     def __init__(self, links: Links, peers: Peers, config: Config, hop: Hop, open_: Open, hidden: int) -> None:
-        super().__init__(links, config, hop, open_, hidden)
-        self._peers = peers
+        super().__init__(links, peers, config, hop, open_, hidden)
         self._sent: deque[tuple[int, _Sent]] = deque()  # ids whose answers were not fetched yet, in order
         self._answers: dict[int, Packed] = {}
         self._answered_at = float("-inf")
@@ -144,13 +145,15 @@ class HopSession(Talk):
         """The answer to the oldest step whose answer was not fetched yet.
 
         Args:
-            mend: replace a broken stream, wait when the server is full; otherwise that is raised at once.
+            mend: replace a broken stream, wait when the server is full, which is no failure, as long as we have
+                patience; otherwise that is raised at once.
 
         Raises:
             PeerLost, RemoteProtocolError, RemoteFault: the server failed; say so and find another one.
             Unpushed: the server cannot push.
         """
-        last = trio.current_time() + self._config.client.step_timeout_s
+        client = self._config.client
+        last = trio.current_time() + max(client.step_timeout_s, client.patience_s)
         while True:
             if self._sent and (packed := self._answers.pop(self._sent[0][0], None)) is not None:
                 self._sent.popleft()
@@ -158,16 +161,22 @@ class HopSession(Talk):
             if self._refusal is not None:
                 raise self._refusal
             size = self._sent[0][1].work if self._sent else math.inf
-            deadline = trio.current_time() + self._peers.step_timeout_s(self.peer_id, size)
+            now = trio.current_time()
+            deadline = now + self._peers.step_timeout_s(self.peer_id, size)
+            more_s = partial(self._more_s, now + client.step_timeout_s, deadline - now)
             if mend:
-                await self._take(last, deadline)
+                await self._take(last, deadline, more_s)
             else:
-                await self._until(Answered, deadline)
+                await self._until(Answered, deadline, more_s)
 
-    async def _take(self, last: float, deadline: float | None = None) -> None:
+    def _more_s(self, last: float, timeout_s: float) -> float:
+        """How much longer to wait for a server: while it answers other steps of ours it is at work."""
+        return min(last, self._peers.answered_at(self.peer_id) + timeout_s) - trio.current_time()
+
+    async def _take(self, last: float, deadline: float, more_s: Callable[[], float]) -> None:
         """Wait for an answer until ``deadline``; what can be mended is, until ``last``."""
         try:
-            await self._until(Answered, last if deadline is None else deadline)
+            await self._until(Answered, deadline, more_s)
         except Unpushed:
             log.debug("server %s cannot push, and need not", self.peer_id)
         except PeerSilent:
@@ -191,7 +200,7 @@ class HopSession(Talk):
         now = trio.current_time()
         wall_s = now - sent.at
         # Of steps under way together each began when the one before it was done.
-        self._peers.took(self.peer_id, sent.work, now - max(sent.at, self._answered_at))
+        self._peers.took(self.peer_id, sent.work, now - max(sent.at, self._answered_at), now)
         self._answered_at = now
         if sent.telling:
             spent_s, blocks = answer.compute_s, len(self.span)

@@ -7,7 +7,9 @@ A link goes back to the pool only by ``give``, which its user calls when nothing
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
@@ -58,8 +60,8 @@ class Link:
             self.abort()
             raise
 
-    async def receive(self, timeout_s: float) -> tuple[Message, Payload]:
-        """The peer's next message.
+    async def receive(self, timeout_s: float, more_s: Callable[[], float] = lambda: 0.0) -> tuple[Message, Payload]:
+        """The peer's next message. When time is up, ``more_s`` says how much longer to wait for it.
 
         Raises:
             PeerLost: the stream is gone; PeerSilent: nothing complete came within ``timeout_s``.
@@ -69,20 +71,28 @@ class Link:
             await trio.lowlevel.checkpoint()
             return self._inbox.popleft()
         try:
-            with trio.move_on_after(timeout_s):
-                while not self._inbox:
-                    data = await self._stream.receive_some(READ_BYTES)
-                    if not data:
-                        self._reader.eof()
-                        raise PeerLost("it closed the stream")
-                    self._inbox.extend(self._reader.feed(data))
+            waited_s = 0.0
+            while True:
+                waited_s += timeout_s
+                with trio.move_on_after(timeout_s):
+                    await self._fill()
+                if self._inbox or (timeout_s := more_s()) <= 0:
+                    break
         except P2PLLMError:
             self.abort()
             raise
         if not self._inbox:
             self.abort()
-            raise PeerSilent(f"no answer within {timeout_s:.1f} s")
+            raise PeerSilent(f"no answer within {waited_s:.1f} s")
         return self._inbox.popleft()
+
+    async def _fill(self) -> None:
+        while not self._inbox:
+            data = await self._stream.receive_some(READ_BYTES)
+            if not data:
+                self._reader.eof()
+                raise PeerLost("it closed the stream")
+            self._inbox.extend(self._reader.feed(data))
 
     @property
     def quiet(self) -> bool:
@@ -108,10 +118,13 @@ class Links:
         self._config = config
         self._idle: deque[tuple[str, Link]] = deque()
 
-    async def take(self, peer: PeerId, protocol: str, *, fresh: bool = False) -> tuple[Link, bool]:
+    async def take(
+        self, peer: PeerId, protocol: str, *, fresh: bool = False, connect_s: float = math.inf
+    ) -> tuple[Link, bool]:
         """A link to ``peer``, and whether it was used before.
 
         One that was may turn out to be dead at its first use: ask again with ``fresh`` then, before blaming the peer.
+        To reach it takes at most ``connect_s``, and never longer than the network's own limits.
 
         Raises:
             PeerLost: the peer cannot be reached.
@@ -124,7 +137,7 @@ class Links:
                     if link.quiet:
                         await trio.lowlevel.checkpoint()
                         return link, True
-        timeout_s = self._config.net.dial_timeout_s + self._config.net.stream_timeout_s
+        timeout_s = min(connect_s, self._config.net.dial_timeout_s + self._config.net.stream_timeout_s)
         stream = await self._network.open_stream(peer, protocol, timeout_s=timeout_s)
         return Link(stream, self._config.wire), False
 

@@ -1,7 +1,8 @@
 """What this client learned of each peer: what a hop to it costs, and until when it is left alone.
 
 Invariants: pure bookkeeping, ``now`` is an argument; a ban always ends; each new failure doubles the next ban up to a
-cap, and quiet time takes the doublings back one by one, so a server that recovers is used again like any other.
+cap, and quiet time takes the doublings back one by one, so a server that recovers is used again like any other. Who
+failed is doubted until it answers a ping; who does not is left alone for longer, and free as soon as it does.
 The number of peers remembered is bounded: the one not heard of for longest is forgotten first.
 """
 
@@ -31,8 +32,15 @@ class _Known:
     rtt_s: float | None = None
     rtt_at: float = float("-inf")
     times: StepTimes = field(default_factory=StepTimes)
+    answered_at: float = float("-inf")
     failures: int = 0
     until: float = float("-inf")
+    held_until: float = float("-inf")
+    doubted: bool = False
+
+    @property
+    def free_at(self) -> float:
+        return max(self.until, self.held_until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +81,16 @@ class Peers:
         known = self._fresh(peer, now)
         known.block_s = _smooth(known.block_s, max(0.0, compute_s) / max(1, blocks))
 
-    def took(self, peer: PeerId, size: float, wall_s: float) -> None:
+    def took(self, peer: PeerId, size: float, wall_s: float, now: float) -> None:
         """A step of ``size`` (see ``patience.work``), of any length, was answered after ``wall_s``."""
-        self._touch(peer).times.took(size, wall_s)
+        known = self._touch(peer)
+        known.times.took(size, wall_s)
+        known.answered_at = now
+
+    def answered_at(self, peer: PeerId) -> float:
+        """When a step of ours, of whatever session, was answered last; minus infinity: never."""
+        known = self._known.get(peer)
+        return known.answered_at if known else float("-inf")
 
     def step_timeout_s(self, peer: PeerId, size: float) -> float:
         """How long to wait for the answer to a step of ``size`` before the peer counts as silent."""
@@ -88,6 +103,28 @@ class Peers:
         known = self._touch(peer)
         known.rtt_s = _smooth(known.rtt_s, rtt_s, PING_SMOOTHING)
         known.rtt_at = now
+        known.doubted = False
+        known.held_until = float("-inf")
+
+    def unanswered(self, peer: PeerId, hold_s: float, now: float) -> None:
+        """A ping did not come back: leave the peer alone until one does, for at most ``hold_s``.
+
+        Nothing is held against it: a ping is no session.
+        """
+        known = self._touch(peer)
+        known.doubted = True
+        known.held_until = now + hold_s
+
+    def doubted(self, peer: PeerId) -> bool:
+        """Whether the last that we heard of the peer was that it failed, or did not answer: a ping would tell."""
+        known = self._known.get(peer)
+        return known is not None and known.doubted
+
+    def connect_timeout_s(self, peer: PeerId, now: float) -> float:
+        """How long an attempt to reach the peer may take."""
+        known = self._known.get(peer)
+        failures = self._unforgiven(known, now) if known else 0
+        return self._config.connect_timeout_s * 2.0 ** min(failures, 30)
 
     def failed(self, peer: PeerId, now: float) -> float:
         """The peer failed: ban it; returns the time when it may be used again.
@@ -95,6 +132,7 @@ class Peers:
         Failures during a ban add nothing: they are the same event, met by several steps at once.
         """
         known = self._touch(peer)
+        known.doubted = True
         known.times.forget()  # was it silence, then perhaps we were impatient; was it a crash, then it comes back cold
         if now >= known.until:
             known.failures = self._unforgiven(known, now) + 1
@@ -112,15 +150,15 @@ class Peers:
     def banned(self, peer: PeerId, now: float) -> bool:
         """Whether the peer is to be left alone at ``now``."""
         known = self._known.get(peer)
-        return known is not None and now < known.until
+        return known is not None and now < known.free_at
 
     def banned_peers(self, now: float) -> tuple[PeerId, ...]:
         """All who are to be left alone at ``now``."""
-        return tuple(peer for peer, known in self._known.items() if now < known.until)
+        return tuple(peer for peer, known in self._known.items() if now < known.free_at)
 
     def next_release(self, now: float) -> float | None:
         """When the first of the current bans ends; None when nobody is banned."""
-        return min((k.until for k in self._known.values() if now < k.until), default=None)
+        return min((k.free_at for k in self._known.values() if now < k.free_at), default=None)
 
     def hop_s(self, peer: PeerId) -> float | None:
         """Smoothed seconds that a step spends outside the peer's device; None: never measured."""
@@ -154,7 +192,7 @@ class Peers:
     def statistics(self, now: float) -> tuple[PeerStatistics, ...]:
         """A snapshot, the peer heard of longest ago first."""
         return tuple(
-            PeerStatistics(peer, k.hop_s, k.block_s, k.rtt_s, self._unforgiven(k, now), max(0.0, k.until - now))
+            PeerStatistics(peer, k.hop_s, k.block_s, k.rtt_s, self._unforgiven(k, now), max(0.0, k.free_at - now))
             for peer, k in self._known.items()
         )
 

@@ -56,7 +56,8 @@ class Servers:
             if known is not None and not known.link.dead:
                 return known, False
             config = self._context.config
-            link, reused = await self._context.links.take(peer, self._protocol, fresh=fresh)
+            connect_s = self._context.peers.connect_timeout_s(peer, trio.current_time())
+            link, reused = await self._context.links.take(peer, self._protocol, fresh=fresh, connect_s=connect_s)
             requests = Requests(link, self._context.model, config.wire, config.client.step_timeout_s)
             self._requests[peer] = requests
             self._nursery.start_soon(requests.serve)

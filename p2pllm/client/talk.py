@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import trio
 
 from p2pllm.client.link import Link, Links, PeerSilent
+from p2pllm.client.peers import Peers
 from p2pllm.client.route import Hop
 from p2pllm.config import Config
 from p2pllm.errors import ClientFault, LocalProtocolError, Overloaded, P2PLLMError, PeerLost
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 
 REATTACHES_MAX = 3
 """Broken streams in a row, without an answer in between, before the server counts as lost."""
+STALE_S = 2.0
+"""A kept stream that is dead shows it in a round trip; one that is lost later was lost to silence."""
 
 
 class Unpushed(Exception):
@@ -34,11 +38,12 @@ class Unpushed(Exception):
 class Talk(ABC):
     """Opening, wiring, mending and closing; what goes to and fro in between is the heir's."""
 
-    def __init__(self, links: Links, config: Config, hop: Hop, open_: Open, hidden: int) -> None:
+    def __init__(self, links: Links, peers: Peers, config: Config, hop: Hop, open_: Open, hidden: int) -> None:
         self.hop = hop
         self.reattached = 0
         """Broken streams that this hop has survived."""
         self._links = links
+        self._peers = peers
         self._config = config
         self._open = open_
         self._wire = ClientHop(open_, hidden=hidden, limits=config.wire)
@@ -62,6 +67,11 @@ class Talk(ABC):
         return self._open.session
 
     @property
+    def queues(self) -> bool:
+        """Whether it stands in line at a server that is full, instead of hearing so at once."""
+        return self._open.alloc_timeout_s > 0
+
+    @property
     def numerics(self) -> str:
         """The server's numerics class."""
         return self._wire.numerics
@@ -72,16 +82,19 @@ class Talk(ABC):
         Raises:
             PeerLost, RemoteProtocolError, RemoteFault: the server cannot or will not.
         """
+        wait_s = self._config.client.open_timeout_s + self._open.alloc_timeout_s
         for fresh in (False, True):
-            self._link, reused = await self._links.take(self.peer_id, SESSION, fresh=fresh)
+            connect_s = self._peers.connect_timeout_s(self.peer_id, trio.current_time())
+            self._link, reused = await self._links.take(self.peer_id, SESSION, fresh=fresh, connect_s=connect_s)
+            began = trio.current_time()
             try:
                 await self._link.send(self._wire.open())
-                await self._until(Ready, trio.current_time() + self._config.client.open_timeout_s)
+                await self._until(Ready, began + wait_s)
             except PeerSilent:
                 raise
             except PeerLost:
                 self._wire.lost()
-                if not reused:
+                if not reused or trio.current_time() - began > STALE_S:
                     raise
             else:
                 return
@@ -214,10 +227,10 @@ class Talk(ABC):
         except trio.WouldBlock:
             await self._sending.acquire()
 
-    async def _until(self, wanted: type[HopEvent], deadline: float) -> None:
+    async def _until(self, wanted: type[HopEvent], deadline: float, more_s: Callable[[], float] = lambda: 0.0) -> None:
         """Take messages until an event of the wanted kind; answers are put aside for ``receive`` in any case."""
         while True:
-            message, payload = await self._current.receive(max(0.0, deadline - trio.current_time()))
+            message, payload = await self._current.receive(max(0.0, deadline - trio.current_time()), more_s)
             try:
                 events = self._wire.receive(message, payload)
             except P2PLLMError:

@@ -182,14 +182,70 @@ async def test_a_busy_server_gets_the_steps_again():
         assert hop.reattached == 0
 
 
+IMPATIENT = replace(CONFIG, client=replace(CONFIG.client, patience_s=0.0))
+
+
 async def test_a_server_that_stays_busy_is_given_up():
-    async with hopping() as (_, script, hop, _, _):
+    async with hopping(IMPATIENT) as (_, script, hop, _, _):
         await hop.open()
         script.on_step = lambda step: Fault(FaultKind.BUSY, "later", ID, 0, step.step, 2.0)
         began = trio.current_time()
         with pytest.raises(Overloaded):
             await step(hop, 0)
         assert trio.current_time() - began < CONFIG.client.step_timeout_s
+
+
+async def test_a_busy_server_is_waited_for_as_long_as_we_have_patience():
+    """It is there, and has the caches; going elsewhere would cost a replay, and add to the load."""
+    async with hopping() as (_, script, hop, _, _):
+        await hop.open()
+        free_at = trio.current_time() + 4 * CONFIG.client.step_timeout_s
+        busy = Fault(FaultKind.BUSY, "later", ID, 0, 0, 2.0)
+        script.on_step = lambda step: busy if trio.current_time() < free_at else None
+        await step(hop, 0)
+        assert free_at < trio.current_time() < free_at + 3.0
+
+
+async def test_a_server_that_answers_other_steps_is_at_work():
+    async with hopping() as (world, script, hop, _, peers):
+        await hop.open()
+        for i in range(4):
+            await step(hop, i)
+        script.delay_s = 1.5 * CONFIG.client.step_timeout_min_s
+
+        async def others() -> None:
+            for _ in range(3):
+                await trio.sleep(1.0)
+                peers.took(hop.peer_id, 1.0, 0.1, trio.current_time())
+
+        world.nursery.start_soon(others)
+        await step(hop, 4)
+        script.delay_s = 100.0  # the others have ended: from now on it is silent
+        began = trio.current_time()
+        with pytest.raises(PeerSilent):
+            await step(hop, 5)
+        assert trio.current_time() - began <= CONFIG.client.step_timeout_s
+
+
+async def test_other_answers_do_not_excuse_a_lost_step_for_ever():
+    async with hopping() as (_, script, hop, _, peers):
+        await hop.open()
+        for i in range(4):
+            await step(hop, i)
+        script.delay_s = 1000.0
+
+        async def others() -> None:
+            while True:
+                await trio.sleep(1.0)
+                peers.took(hop.peer_id, 1.0, 0.1, trio.current_time())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            began = trio.current_time()
+            with pytest.raises(PeerSilent):
+                await step(hop, 4)
+            assert trio.current_time() - began == pytest.approx(CONFIG.client.step_timeout_s)
+            nursery.cancel_scope.cancel()
 
 
 def lies(step: Step) -> list[bytes]:
@@ -342,6 +398,34 @@ async def test_a_stale_kept_stream_is_replaced_at_opening():
         with pytest.raises(PeerLost):
             await third.open()
         await third.aclose()
+
+
+async def test_a_kept_stream_that_is_lost_to_silence_is_not_dialled_again():
+    async with hopping() as (world, _, hop, links, peers):
+        await hop.open()
+        await hop.aclose()
+        world.partition(["server"])
+        again = HopSession(links, peers, CONFIG, hop.hop, Open(ID, 0, ModelId("ab"), Span(2, 4), 1, 9, "fp32"), HIDDEN)
+        began, net = trio.current_time(), CONFIG.net
+        with pytest.raises(PeerLost):
+            await again.open()
+        assert trio.current_time() - began <= net.heartbeat_interval_s + net.heartbeat_timeout_s + 0.1
+        await again.aclose()
+
+
+async def test_attempts_to_connect_are_short_at_first():
+    async with hopping() as (world, _, hop, _, peers):
+        world.partition(["server"])
+        took = []
+        for _ in range(4):
+            began = trio.current_time()
+            with pytest.raises(PeerLost):
+                await hop.open()
+            took.append(trio.current_time() - began)
+            while peers.banned(hop.peer_id, trio.current_time()):  # noqa: ASYNC110 - what ends a ban is the clock
+                await trio.sleep(0.5)
+            peers.failed(hop.peer_id, trio.current_time())
+        assert took == pytest.approx([5, 10, 20, 20], abs=0.01)  # up to what the network allows
 
 
 async def test_nobody_home():

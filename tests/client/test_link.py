@@ -144,3 +144,25 @@ async def test_nobody_home():
         sim.kill("server")
         with pytest.raises(PeerLost):
             await links.take(server.me, INFO)
+
+
+async def test_whoever_is_silent_is_dialled_no_longer_than_asked():
+    async with world() as (sim, server, links):
+        sim.partition(["server"])
+        began = trio.current_time()
+        with pytest.raises(PeerLost):
+            await links.take(server.me, INFO, connect_s=1.5)
+        assert trio.current_time() - began == pytest.approx(1.5)
+
+
+async def test_a_wait_is_as_long_as_it_is_prolonged():
+    async def mute(stream):
+        await trio.sleep_forever()
+
+    async with world(mute) as (_, server, links):
+        link, _ = await links.take(server.me, INFO)
+        more = [0.5, 0.25]
+        began = trio.current_time()
+        with pytest.raises(PeerSilent, match=r"within 1\.8 s"):
+            await link.receive(1.0, lambda: more.pop(0) if more else 0.0)
+        assert trio.current_time() - began == pytest.approx(1.75)

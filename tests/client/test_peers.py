@@ -67,8 +67,9 @@ def test_a_failure_makes_patient_again():
     peers = Peers(CONFIG)
     assert peers.step_timeout_s(A, 1.0) == CONFIG.step_timeout_s
     for _ in range(5):
-        peers.took(A, 1.0, 0.1)
+        peers.took(A, 1.0, 0.1, 2.0)
     assert peers.step_timeout_s(A, 1.0) == CONFIG.step_timeout_min_s
+    assert (peers.answered_at(A), peers.answered_at(B)) == (2.0, float("-inf"))
     peers.failed(A, 0.0)
     assert peers.step_timeout_s(A, 1.0) == CONFIG.step_timeout_s
 
@@ -142,3 +143,35 @@ def test_every_ban_ends_within_the_cap(events):
         else:
             peers.busy(A, min(wait, 60.0), now)
         assert not peers.banned(A, now + CONFIG.ban_max_s + 60.0)
+
+
+def test_who_does_not_answer_pings_is_left_alone_until_it_does():
+    peers = Peers(CONFIG)
+    assert not peers.doubted(A)
+    peers.failed(A, 0.0)
+    assert peers.doubted(A)
+    peers.unanswered(A, 30.0, 4.0)
+    assert peers.banned_peers(33.0) == (A,)  # longer than its failure deserves
+    assert peers.next_release(33.0) == 34.0
+    assert peers.statistics(33.0)[0].banned_s == 1.0
+    peers.pinged(A, 0.1, 33.0)
+    assert not peers.banned(A, 33.0)
+    assert not peers.doubted(A)
+    assert peers.statistics(33.0)[0].failures == 1
+
+
+def test_a_ping_does_not_excuse_a_failure():
+    peers = Peers(CONFIG)
+    until = peers.failed(A, 0.0)
+    peers.pinged(A, 0.1, 1.0)
+    assert peers.banned(A, until - 0.1)
+    assert not peers.banned(A, until)
+
+
+def test_who_failed_gets_more_time_to_connect():
+    peers = Peers(CONFIG)
+    first = CONFIG.connect_timeout_s
+    assert peers.connect_timeout_s(A, 0.0) == first
+    until = peers.failed(A, 0.0)
+    assert peers.connect_timeout_s(A, until) == 2 * first
+    assert peers.connect_timeout_s(A, until + CONFIG.ban_heal_s) == first
