@@ -20,9 +20,11 @@ from p2pllm.client.costs import Wish
 from p2pllm.client.edge import Packed
 from p2pllm.client.flow import Flow
 from p2pllm.client.legs import Chain, Leg, close_all
+from p2pllm.client.link import PeerSilent
 from p2pllm.client.past import Rows, covering, lengths, replay_of
 from p2pllm.client.replay import History
 from p2pllm.client.route import Hop, Plan, changes
+from p2pllm.client.vitals import Vitals
 from p2pllm.errors import (
     ClientFault,
     CoverageError,
@@ -64,8 +66,12 @@ class Failover:
     def __init__(self, context: Context, chain: Chain, history: History) -> None:
         self.recoveries: list[Recovery] = []
         self.tried = 0
-        """Servers that failed before they held anything of ours."""
+        """Servers that failed before they held anything of ours; to be full is no failure."""
         self._context = context
+        self._vitals = Vitals(
+            context.config.client, context.ports, context.peers, context.planner, context.view, context.model,
+            context.whole,
+        )  # fmt: skip
         self._look_at = trio.current_time() + context.config.client.reroute_interval_s
         self.chain = chain
         self.history = history
@@ -80,20 +86,24 @@ class Failover:
     async def fill(self, old: Sequence[Leg], span: Span, rows: Rows, accuser: Hop | None = None) -> list[Leg]:
         """New legs for ``span`` whose caches hold ``rows``, in the place of ``old``.
 
+        A server that failed or is full is passed by while there are others; then the full ones are waited for in line.
+
         Raises:
             CoverageError: nobody serves some of the blocks.
             HopLost: every server that was tried failed; tells of the last one.
         """
         deadline = self._deadline()
         last: HopLost | None = None
+        full, tried = set[PeerId](), set[PeerId]()
         while True:
             try:
-                plan = await self._plan(span, deadline)
+                plan = await self._plan(span, deadline, frozenset(tried))
             except CoverageError as gap:
                 if old:
                     raise CoverageError(f"{gap}; {last or old[0].lost}", gap.missing) from last
                 raise last or gap from None
-            legs = self.chain.make(plan)
+            waits = any(hop.peer_id in full for hop in plan.hops)
+            legs = self.chain.make(plan, self._context.config.client.line_timeout_s if waits else 0.0)
             try:
                 await self.open(legs)
                 self.history.forget(self.chain.inner(legs))
@@ -108,7 +118,13 @@ class Failover:
                 raise
             finally:
                 self.chain.opened(legs)
-            self.tried += 1
+            for leg in legs:
+                if isinstance(leg.lost, HopLost):
+                    tried.add(leg.place.peer_id)
+                    if isinstance(leg.lost.cause, Overloaded):
+                        full.add(leg.place.peer_id)
+            if not isinstance(last.cause, Overloaded):
+                self.tried += 1
             accuser = self._refused(last, accuser)
             if trio.current_time() >= deadline:
                 if old:
@@ -118,26 +134,48 @@ class Failover:
                 await self._context.planner.refresh()
 
     async def open(self, legs: Sequence[Leg]) -> None:
-        """Open all legs at once.
+        """Open all legs at once; where they may have to stand in line, one by one, in the order of blocks.
+
+        Were it all lines at once, everybody would hold room in one while waiting in another, and nobody move.
 
         Raises:
             HopLost: a server cannot or will not.
         """
         losses: list[HopLost] = []
+        for some in [[leg] for leg in legs] if any(leg.hop.queues for leg in legs) else [legs]:
+            async with trio.open_nursery() as nursery:
+                for leg in some:
+                    nursery.start_soon(self._open_one, leg, losses)
+            if losses:
+                raise losses[0]
 
-        async def open_one(leg: Leg) -> None:
+    async def _open_one(self, leg: Leg, losses: list[HopLost]) -> None:
+        """Open a leg, for as long as its server is there."""
+        error: P2PLLMError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal error
+                await self._vitals.wait_silence(leg.place.peer_id)
+                error = PeerSilent("it answers neither us nor pings")
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
             try:
                 await leg.hop.open()
             except HOP_ERRORS as exc:
-                losses.append(self._told(leg, exc))
-            else:
-                self._context.reached(leg.place.peer_id)
-
-        async with trio.open_nursery() as nursery:
-            for leg in legs:
-                nursery.start_soon(open_one, leg)
-        if losses:
-            raise losses[0]
+                error = exc
+            nursery.cancel_scope.cancel()
+        if error is None:
+            self._context.reached(leg.place.peer_id)
+            return
+        if isinstance(error, PeerSilent):
+            leg.hop.drop()
+        if isinstance(error, Overloaded) and not leg.hop.queues:
+            leg.lost = lost = HopLost(leg.place, error)  # it may have room the next moment, and others now
+        else:
+            leg.lost = lost = self._told(leg, error)
+        losses.append(lost)
 
     async def replay(self, legs: Sequence[Leg], rows: Rows) -> int:
         """Feed legs that follow each other, and hold the same, what they lack of ``rows``; how many tokens it was.
@@ -163,12 +201,12 @@ class Failover:
             leg.rows = rows
         return sum(missing)
 
-    async def _plan(self, span: Span, deadline: float) -> Plan:
-        """A chain for ``span``: through servers that hold nothing of ours yet, where there are any."""
+    async def _plan(self, span: Span, deadline: float, tried: frozenset[PeerId]) -> Plan:
+        """A chain for ``span``: through servers that hold nothing of ours, nor were tried, where there are any."""
         legs = self.chain.legs
         wish = replace(
             self._wish(span),
-            avoid=self.chain.peers,
+            avoid=self.chain.peers | tried,
             before=next((leg.place.peer_id for leg in legs if leg.span.end == span.start), None),
             after=next((leg.place.peer_id for leg in legs if leg.span.start == span.end), None),
         )

@@ -162,13 +162,16 @@ class Chain:
         """Streams that broke and were replaced, also on legs that are no more."""
         return self._reattached + sum(leg.hop.reattached for leg in self.legs)
 
-    def make(self, plan: Plan) -> list[Leg]:
-        """Legs for servers that are to be opened; say ``opened`` when that is decided, whether they could or not."""
+    def make(self, plan: Plan, line_s: float = 0.0) -> list[Leg]:
+        """Legs for servers that are to be opened; say ``opened`` when that is decided, whether they could or not.
+
+        Where servers are full, they stand in line for ``line_s``.
+        """
         if not self.legs and not self.fixed:
             self.terms = replace(self.terms, codec_points=plan.borders, numerics=plan.numerics)
         self.epoch += 1
         self._choose_codecs(plan.hops)
-        return [self._leg(hop) for hop in plan.hops]
+        return [self._leg(hop, line_s) for hop in plan.hops]
 
     def opened(self, legs: Iterable[Leg]) -> None:
         """These legs are part of the chain, or given up."""
@@ -203,7 +206,7 @@ class Chain:
         """Free all caches, within a bound."""
         await close_all([leg for leg in self.legs if leg.lost is None])
 
-    def _leg(self, hop: Hop) -> Leg:
+    def _leg(self, hop: Hop, line_s: float) -> Leg:
         context, terms = self._context, self.terms
         # The server would take a second Open of one session id for the end of the first.
         taken = hop.peer_id in self.peers
@@ -213,7 +216,7 @@ class Chain:
         open_ = Open(
             session, self.epoch, context.model, hop.span, terms.rows, terms.max_length, terms.codec,
             codec_points=terms.codec_points, numerics=terms.numerics,
-            alloc_timeout_s=context.config.client.open_timeout_s / 2, returns=returns,
+            alloc_timeout_s=line_s, returns=returns,
         )  # fmt: skip
         session_hop = HopSession(context.links, context.peers, context.config, hop, open_, context.shape.hidden_size)
         return Leg(session_hop, (None,) * terms.rows)

@@ -22,13 +22,14 @@ from p2pllm.ports import Ports
 from p2pllm.server.backend import SpanBackend
 from p2pllm.server.engine import Engine
 from p2pllm.server.forwards import Forwards
+from p2pllm.server.infos import Infos
 from p2pllm.server.kvcache import KVCache
 from p2pllm.server.offer import Offer
 from p2pllm.server.pushes import Pushes
 from p2pllm.server.room import CacheRoom
 from p2pllm.server.sessions import Sessions
 from p2pllm.types import ModelId, Numerics, PeerId, ServerState, Span
-from p2pllm.wire import BACKWARD, FORWARD, PUSH, SESSION
+from p2pllm.wire import BACKWARD, FORWARD, INFO, PUSH, SESSION
 from sim.compute import SimCompute, flat_cost
 from sim.network import SimWorld
 from sim.ports import sim_ports
@@ -136,6 +137,7 @@ class Swarm:
         network.serve(SESSION, sessions.handle)
         network.serve(PUSH, lambda stream: pushes.handle(stream, sessions))
         forwards = Forwards(offer, engine, config)
+        network.serve(INFO, Infos(lambda model: b"record", config).handle)
         network.serve(FORWARD, forwards.handle)
         network.serve(BACKWARD, forwards.handle)
         network.spawn(engine.serve)
