@@ -52,6 +52,7 @@ KINDS: dict[str, str] = {
     "failover": "sim.experiments.failover:KIND",
     "swarm": "sim.experiments.swarm:KIND",
     "offload": "sim.experiments.offload:KIND",
+    "placement": "sim.experiments.placement:KIND",
 }
 """By name, where each is defined."""
 
