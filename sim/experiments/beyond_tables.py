@@ -112,7 +112,8 @@ _GROUPS = (
     (
         "forwards", "Beyond the paper: parallel forwards", "x 128 tokens", "tokens/s",
         "window: the product's, which grows, not 256 KiB; chunks: through a session, cut so that hops overlap; push: "
-        "through a session whose servers push; overhead: 2 ms per hop. 8 bits already in the base.",
+        "through a session whose servers push; overhead: 2 ms per hop. 8 bits already in the base. A session has one "
+        "stream to each server, so over long ways it may lose to many streams with windows that grow.",
     ),
     (
         "prefills", "Beyond the paper: a prompt until its first token", "tokens", "tokens/s",
