@@ -251,29 +251,38 @@ class Exchange:
         """
         said: list[Announcement] = []
         news: list[Announcement] = []
-        version = self._view.version
+        version, now, wall = self._view.version, trio.current_time(), self._ports.wall_time()
         try:
             for entry in entries:
                 record, age_s = unpack_entry(entry)
-                known = check(record)
-                said.append(known.ann)
-                outcome = self.take(known.record, source, age_s)
-                if outcome is Outcome.NEWS or (outcome is Outcome.RENEWED and known.ann.peer == self._me):
-                    news.append(known.ann)
+                checked = check(record)
+                ann = checked.ann
+                said.append(ann)
+                outcome = self._view.take(checked, now, wall, age_s, source)
+                if outcome is Outcome.NEWS:
+                    self._learn(ann)
+                    news.append(ann)
+                elif outcome is Outcome.RENEWED and ann.peer == self._me:
+                    news.append(ann)
         finally:
             if self._view.version != version:
                 self._on_news(news, source)
         return said
 
     def take(self, record: bytes, source: PeerId, age_s: float = 0.0) -> Outcome:
-        """Merge a record into the view, and remember where its server lives."""
-        network = self._ports.network
+        """Merge a record into the view, and remember where its server lives.
+
+        Raises:
+            RemoteProtocolError: forged or malformed.
+        """
         outcome = self._view.merge(record, trio.current_time(), self._ports.wall_time(), age_s=age_s, source=source)
         if outcome is Outcome.NEWS:
-            ann = check(record).ann
-            if ann.peer != network.me and ann.addrs:
-                network.learn(ann.peer, ann.addrs)
+            self._learn(check(record).ann)
         return outcome
+
+    def _learn(self, ann: Announcement) -> None:
+        if ann.peer != self._me and ann.addrs:
+            self._ports.network.learn(ann.peer, ann.addrs)
 
 
 async def _next_message(stream: Stream, reader: MessageReader) -> Message:

@@ -5,25 +5,20 @@ Invariants: pure. The publisher and every reader decide alike, so that what is a
 
 from __future__ import annotations
 
-from operator import attrgetter
-
-from p2pllm.dht.record import Announcement, Throughput
+from p2pllm.dht.record import Announcement, Throughput, lasting
 
 SPEED_CHANGE_MIN = 0.2
 """A server's speed has changed when it differs by this share: what traffic shows of it wavers."""
 
-_lasting = attrgetter(
-    "span", "state", "addrs", "num_blocks", "numerics", "adapters", "relayed", "name", "model_name", "version"
-)
-
 
 def tells_more(old: Announcement, new: Announcement) -> bool:
     """Whether ``new`` differs from ``old`` in more than load, pings and times."""
-    if old.throughput != new.throughput and _speeds_differ(old.throughput, new.throughput):
-        return True
-    return bool(_lasting(old) != _lasting(new))
+    return lasting(old) != lasting(new) or speeds_differ(old.throughput, new.throughput)
 
 
-def _speeds_differ(old: Throughput, new: Throughput) -> bool:
+def speeds_differ(old: Throughput, new: Throughput) -> bool:
+    """Whether a server has become faster or slower."""
+    if old == new:
+        return False
     pairs = ((old.inference, new.inference), (old.forward, new.forward), (old.network, new.network))
     return any(abs(a - b) > SPEED_CHANGE_MIN * max(a, b) for a, b in pairs)

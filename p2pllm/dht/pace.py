@@ -54,6 +54,6 @@ def pace(config: RecordConfig, servers: int) -> Pace:
         ttl_s=config.ttl_s * factor,
         exchange_s=config.exchange_interval_s * factor**0.25,
         find_s=FIND_INTERVAL_S * factor,
-        meet_s=config.exchange_interval_s * (factor - 1),
+        meet_s=config.announce_interval_s * (factor - 1),
         fanout=max(FANOUT, ceil(sqrt(servers) / 2)),
     )

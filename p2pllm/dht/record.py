@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import msgpack
@@ -143,11 +144,27 @@ class Verified:
 
     Attributes:
         digest: stands for the record where members compare what they have.
+        lasting: the same for what does not change with load and time.
     """
 
     record: bytes
     ann: Announcement
     digest: bytes
+    lasting: bytes
+
+
+def lasting(ann: Announcement) -> bytes:
+    """A digest of everything but load, speed, pings and times."""
+    return _digest(repr(_lasting(ann)).encode())
+
+
+_lasting = attrgetter(
+    "span", "state", "addrs", "num_blocks", "numerics", "adapters", "relayed", "name", "model_name", "version"
+)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def check(record: bytes) -> Verified:
@@ -166,7 +183,7 @@ def check(record: bytes) -> Verified:
     ann = _parse(body)
     if not signature_holds(ann.peer, DOMAIN + body, signature):
         _refuse(f"a record of {ann.peer} that it did not sign")
-    known = _memo[record] = Verified(record, ann, hashlib.blake2b(record, digest_size=DIGEST_BYTES).digest())
+    known = _memo[record] = Verified(record, ann, _digest(record), lasting(ann))
     if len(_memo) > _MEMO_RECORDS:
         _memo.popitem(last=False)
     return known

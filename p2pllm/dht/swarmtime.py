@@ -6,6 +6,7 @@ anybody can mint strangers.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from statistics import median
@@ -13,6 +14,8 @@ from statistics import median
 from p2pllm.types import PeerId
 
 PEERS_MAX = 256
+SAME_S = 0.5
+"""Times that differ by less are the same vote: by so much they differ from one way of a record to another."""
 QUORUM = 3
 """So many reached peers decide among themselves."""
 UNHEARD_SHARE = 16
@@ -32,6 +35,8 @@ class SwarmTime:
     def note(self, peer: PeerId, offset_s: float, reached: bool) -> None:
         """A record of ``peer`` says that its clock is ahead of ours by so much."""
         votes, others = (self._met, self._strangers) if reached else (self._strangers, self._met)
+        if abs(votes.get(peer, math.inf) - offset_s) < SAME_S:
+            return
         others.pop(peer, None)
         votes[peer] = offset_s
         votes.move_to_end(peer)

@@ -15,8 +15,8 @@ from enum import Enum
 
 from p2pllm.config import RecordConfig
 from p2pllm.dht.log import ChangeLog, Page
-from p2pllm.dht.news import tells_more
-from p2pllm.dht.record import Announcement, check, pack_entry
+from p2pllm.dht.news import speeds_differ
+from p2pllm.dht.record import Announcement, Verified, check, pack_entry
 from p2pllm.dht.roster import Roster
 from p2pllm.dht.swarmtime import SwarmTime
 from p2pllm.types import ModelId, PeerId, ServerState
@@ -46,9 +46,7 @@ class Outcome(Enum):
 
 @dataclass(slots=True)
 class _Entry:
-    record: bytes
-    ann: Announcement
-    digest: bytes
+    checked: Verified
     born: float
     """When the record left its server, on our monotonic clock, as far as we were told."""
     expires: float
@@ -95,7 +93,7 @@ class SwarmView:
 
     def announcements(self, model: ModelId) -> list[Announcement]:
         """Everything known of a model's servers, also of those that have left."""
-        return [entry.ann for entry in self._entries.get(model, {}).values()]
+        return [entry.checked.ann for entry in self._entries.get(model, {}).values()]
 
     def servers(self, model: ModelId) -> list[Announcement]:
         """Servers that have not left: joining, online, draining."""
@@ -104,7 +102,7 @@ class SwarmView:
     def get(self, model: ModelId, peer: PeerId) -> Announcement | None:
         """The newest announcement of one server."""
         entry = self._entries.get(model, {}).get(peer)
-        return entry.ann if entry is not None else None
+        return entry.checked.ann if entry is not None else None
 
     def coverage(self, model: ModelId, num_blocks: int) -> list[int]:
         """Per block, how many servers are online with it."""
@@ -136,8 +134,8 @@ class SwarmView:
         found: dict[PeerId, Announcement] = {}
         for entries in self._entries.values():
             for peer, entry in entries.items():
-                if entry.ann.state is not ServerState.OFFLINE:
-                    found.setdefault(peer, entry.ann)
+                if entry.checked.ann.state is not ServerState.OFFLINE:
+                    found.setdefault(peer, entry.checked.ann)
         return list(found.values())
 
     def entry(self, model: ModelId, peer: PeerId, now: float) -> bytes | None:
@@ -145,7 +143,7 @@ class SwarmView:
         entry = self._entries.get(model, {}).get(peer)
         if entry is None or entry.expires <= now:
             return None
-        return pack_entry(entry.record, now - entry.born)
+        return pack_entry(entry.checked.record, now - entry.born)
 
     def page(
         self, model: ModelId, log_id: int, cursor: int, limit: int, now: float, have: bytes = b""
@@ -157,14 +155,14 @@ class SwarmView:
         found = []
         for peer in page.peers:
             entry = entries[peer]
-            if entry.digest not in known and entry.expires > now:
-                found.append(pack_entry(entry.record, now - entry.born))
+            if entry.checked.digest not in known and entry.expires > now:
+                found.append(pack_entry(entry.checked.record, now - entry.born))
         return page, tuple(found)
 
     def digests(self, model: ModelId, cursor: int, limit: int) -> bytes:
         """Of the records that changed after a cursor of our log, the latest first, in a row."""
         entries = self._entries.get(model, {})
-        return b"".join(entries[peer].digest for peer in self._log.since(model, cursor)[:limit])
+        return b"".join(entries[peer].checked.digest for peer in self._log.since(model, cursor)[:limit])
 
     @property
     def log_id(self) -> int:
@@ -185,36 +183,44 @@ class SwarmView:
         Raises:
             RemoteProtocolError: forged or malformed; whoever handed it on did not check it.
         """
-        checked = check(record)
-        record, ann = checked.record, checked.ann
-        old = self._entries.get(ann.model, {}).get(ann.peer)
-        if old is not None and (old.record is record or (ann.sequence, record) <= (old.ann.sequence, old.record)):
-            return Outcome.KNOWN
+        return self.take(check(record), now, wall, age_s, source)
+
+    def take(self, checked: Verified, now: float, wall: float, age_s: float, source: PeerId | None) -> Outcome:
+        """As ``merge``, for a record that was checked."""
+        ann, held = checked.ann, self._entries.get(checked.ann.model, {})
+        peer, old = ann.peer, held.get(checked.ann.peer)
+        if old is not None:
+            before = old.checked
+            if before is checked or (ann.sequence, checked.record) <= (before.ann.sequence, before.record):
+                return Outcome.KNOWN
         if not self._follows(ann.model):
             return Outcome.FOREIGN
         issued = ann.issued_ms / 1000 + age_s
-        if ann.peer != self._me:
-            self.time.note(ann.peer, issued - wall, ann.peer in self._reached)
-        if self._gone.get((ann.model, ann.peer), (0, 0.0))[0] >= ann.sequence:
+        if peer != self._me:
+            self.time.note(peer, issued - wall, peer in self._reached)
+        if self._gone and self._gone.get((ann.model, peer), (0, 0.0))[0] >= ann.sequence:
             return Outcome.KNOWN
         expires = now - age_s + ann.ttl_ms / 1000
         if expires <= now or abs(issued - wall - self.time.offset_s()) > self._config.clock_tolerance_s:
             return Outcome.STALE
         if old is None:
-            if not self._make_room(ann.model, ann.peer):
+            if not self._make_room(ann.model, peer):
                 return Outcome.FULL
             self._arrivals += 1
-            self._gone.pop((ann.model, ann.peer), None)
-        arrival, giver = (self._arrivals, source) if old is None else (old.arrival, old.source)
-        entry = _Entry(record, ann, checked.digest, now - age_s, expires, giver, arrival)
-        self._entries.setdefault(ann.model, {})[ann.peer] = entry
-        self._log.touch(ann.model, ann.peer)
+            self._entries.setdefault(ann.model, {})[peer] = _Entry(
+                checked, now - age_s, expires, source, self._arrivals
+            )
+            self._gone.pop((ann.model, peer), None)
+            news = True
+        else:
+            news = before.lasting != checked.lasting or speeds_differ(before.ann.throughput, ann.throughput)
+            old.checked, old.born, old.expires = checked, now - age_s, expires
+        self._log.touch(ann.model, peer)
         self.next_expiry = min(self.next_expiry, expires)
         self.version += 1
-        if old is not None and not tells_more(old.ann, ann):
-            return Outcome.RENEWED
-        self._enroll(ann.peer)
-        return Outcome.NEWS
+        if news:
+            self._enroll(peer)
+        return Outcome.NEWS if news else Outcome.RENEWED
 
     def expire(self, now: float) -> None:
         """Drop what has run out."""
@@ -225,7 +231,7 @@ class SwarmView:
                 if entry.expires <= now:
                     self._remove(model, peer)
                     # Remembered for as long as its ``issued`` could still pass anywhere.
-                    self._gone[model, peer] = (entry.ann.sequence, now + 2 * self._config.clock_tolerance_s)
+                    self._gone[model, peer] = (entry.checked.ann.sequence, now + 2 * self._config.clock_tolerance_s)
         lives = (entry.expires for entries in self._entries.values() for entry in entries.values())
         self.next_expiry = min(lives, default=math.inf)
         while self._gone and (len(self._gone) > GONE_MAX or next(iter(self._gone.values()))[1] <= now):
@@ -247,7 +253,7 @@ class SwarmView:
     def _enroll(self, peer: PeerId) -> None:
         """List ``peer`` where it belongs now."""
         entries = (held.get(peer) for held in self._entries.values())
-        here = any(entry is not None and entry.ann.state is not ServerState.OFFLINE for entry in entries)
+        here = any(entry is not None and entry.checked.ann.state is not ServerState.OFFLINE for entry in entries)
         for roster, belongs in ((self.servers_met, peer in self._reached), (self.strangers, peer not in self._reached)):
             if here and belongs:
                 roster.add(peer)

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 4
 FIRST_PAUSE_S = 1.0
+CALM_MAX = 4.0
+CHANGE_MIN = 0.25
 PING_S_MAX = 60.0
 """What a record may say."""
 
@@ -68,13 +70,22 @@ class NextHopPings:
 
     async def run(self) -> None:
         """Round after round, at random intervals."""
-        pause_s = FIRST_PAUSE_S
+        pause_s, calm = FIRST_PAUSE_S, 1.0
         while self._config.next_hop_pings_max > 0:
             await trio.sleep(pause_s * self._ports.rng.uniform(0.5, 1.5))
+            before = dict(self._known)
             await self.round()
-            # As rarely as records are renewed: that is how often the swarm hears of it.
-            usual_s = self._config.ping_interval_s * slower(len(self._servers()))
-            pause_s = usual_s if self._known else min(FIRST_PAUSE_S * 5, 2 * pause_s)
+            # At most as often as records are renewed: sooner the swarm does not hear of it. In a large swarm also
+            # more rarely while all stays as it is: round trips seldom change.
+            factor = slower(len(self._servers()))
+            usual_s = self._config.ping_interval_s * factor
+            calm = min(factor, CALM_MAX, 2 * calm) if self._alike(before) else 1.0
+            pause_s = usual_s * calm if self._known else min(FIRST_PAUSE_S * 5, 2 * pause_s)
+
+    def _alike(self, before: Mapping[PeerId, float]) -> bool:
+        """Whether those whom we knew before are as near as they were."""
+        pairs = [(rtt_s, self._known[peer]) for peer, rtt_s in before.items() if peer in self._known]
+        return bool(pairs) and all(abs(old - new) <= CHANGE_MIN * max(old, new) for old, new in pairs)
 
     async def round(self) -> None:
         """Measure once."""
