@@ -53,6 +53,7 @@ KINDS: dict[str, str] = {
     "swarm": "sim.experiments.swarm:KIND",
     "offload": "sim.experiments.offload:KIND",
     "placement": "sim.experiments.placement:KIND",
+    "scale": "sim.experiments.scale:KIND",
 }
 """By name, where each is defined."""
 

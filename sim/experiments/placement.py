@@ -94,8 +94,8 @@ def run(params: Params, how: Run) -> Outcome:
         results=tuple(asdict(row) for row in rows),
         notes=(
             "Lives, loading and what others see are modelled; who goes where is decided by the product's policies.",
-            "Fixed before playing: the steady swarm. Tried on it: quality 0.75, 0.9, 0.97 and 1; rounds of 5 to 30 s; with "
-            "and without serving, while a server loads, the blocks that it keeps; records believed for 75 and 180 s.",
+            "Fixed before playing: the steady swarm. Tried on it: quality 0.75, 0.9, 0.97 and 1; rounds of 5 to 30 s; "
+            "with and without serving, while a server loads, what it keeps; records believed for 75 and 180 s.",
             "The paper's notes on this experiment come from weak sources and contradict each other: not gated.",
         ),
         trace_hash=combined(_digest(played[job]) for job in jobs),
