@@ -37,6 +37,8 @@ ASKS_PER_S, ASKS_BURST = 8.0, 160.0
 OFFERS_PER_S, OFFERS_BURST = 32.0, 512.0
 """Records of gossip that one peer may send."""
 CURSORS_MAX = 1024
+TURNS_BACK = 3
+"""So many turns with a member does what we say we have go back: as long as news take to reach everybody."""
 TALKS_MAX = 4
 """Members with whom a stream is kept open."""
 NO_MODEL = ModelId("-")
@@ -48,11 +50,11 @@ OnNews = Callable[[Sequence[Announcement], PeerId], None]
 
 @dataclass(frozen=True, slots=True)
 class _Bookmark:
-    """How far we got with one member and model: its log and cursor, and where our own log stood then."""
+    """How far we got with one member and model: its log and cursor, and where our own log stood the last times."""
 
     log_id: int = 0
     cursor: int = 0
-    mine: int = 0
+    mine: tuple[int, ...] = (0,)
 
 
 @dataclass(slots=True)
@@ -137,7 +139,8 @@ class Exchange:
         """All pages of one model; False when the peer wants to be left alone."""
         peer = talk.stream.peer
         last = self._bookmarks.get((peer, model), _Bookmark())
-        have = self._view.digests(model, last.mine, self._limits.digests_max)
+        # It may have learnt since then what we knew before: so this goes back further than its cursor.
+        have = self._view.digests(model, last.mine[0], self._limits.digests_max)
         for _ in range(PAGES_MAX):
             request = RecordsRequest(model, last.log_id, last.cursor, PAGE_RECORDS, have)
             page = await self._ask_page(talk, request)
@@ -145,7 +148,7 @@ class Exchange:
                 return False
             if any(ann.model != model for ann in self._merge(page.records, peer)):
                 raise RemoteProtocolError("a record of another model than was asked for")
-            last = _Bookmark(page.log, page.cursor, self._view.cursor)
+            last = _Bookmark(page.log, page.cursor, (*last.mine, self._view.cursor)[-TURNS_BACK:])
             self._bookmarks[peer, model] = last
             self._bookmarks.move_to_end((peer, model))
             if len(self._bookmarks) > CURSORS_MAX:

@@ -14,6 +14,8 @@ from statistics import median
 from p2pllm.types import PeerId
 
 PEERS_MAX = 256
+NEWCOMER_SHARE = 16
+"""Of so many further ones one takes the oldest one's place."""
 SAME_S = 0.5
 """Times that differ by less are the same vote: by so much they differ from one way of a record to another."""
 QUORUM = 3
@@ -29,6 +31,7 @@ class SwarmTime:
         self._met: OrderedDict[PeerId, float] = OrderedDict()
         self._strangers: OrderedDict[PeerId, float] = OrderedDict()
         self._offset = 0.0
+        self._refused = 0
         self._unheard = 0
         """Votes that are not in ``_offset`` yet."""
 
@@ -37,6 +40,10 @@ class SwarmTime:
         votes, others = (self._met, self._strangers) if reached else (self._strangers, self._met)
         if abs(votes.get(peer, math.inf) - offset_s) < SAME_S:
             return
+        if len(votes) >= PEERS_MAX and peer not in votes:
+            self._refused = (self._refused + 1) % NEWCOMER_SHARE
+            if self._refused:
+                return
         others.pop(peer, None)
         votes[peer] = offset_s
         votes.move_to_end(peer)
