@@ -7,13 +7,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(shell find p2pllm_native -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.py' -o -name '*.toml' -o -name 'CMakeLists.txt' \) -not -path '*/build/*')
 
-.PHONY: demo test venv check bench sim clean
+.PHONY: demo test test-long venv check bench sim clean
 
 demo: venv
 	$(BIN)/p2pllm demo
 
 test: venv
 	$(BIN)/python -m pytest -q
+
+# Experiments in more depth, and real processes between network namespaces (root).
+test-long: venv
+	$(BIN)/python -m pytest -q -m long
 
 venv: $(STAMP)
 

@@ -16,6 +16,25 @@ import trio
 import trio.testing
 
 REAL_DEADLINE_S = 120.0
+LONG = (
+    "tests/sim/real/",
+    "tests/sim/netlab/",
+    "tests/sim/test_agreement.py",
+    *(
+        f"tests/sim/experiments/test_{name}.py"
+        for name in ("beyond", "failure_table", "finetune", "performance", "placement", "recovery", "scale")
+    ),
+)
+"""Real processes between network namespaces, and experiments whose reduced versions ``tests/sim/test_scenarios.py``
+plays anyway: ``make test-long`` runs them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes minutes."""
+    for item in items:
+        if item.path.relative_to(item.config.rootpath).as_posix().startswith(LONG):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -30,7 +30,9 @@ PAPER: dict[Policy, str] = {
     "none": "about 0", "joiners": "falls after leaves", "full": "0.85-0.90 (elsewhere 0.9-1.0)", "bound": "1",
 }  # fmt: skip
 GOAL = 0.93
-QUICK_S = 900.0
+QUICK_S = 600.0
+QUICK_GOAL = 0.85
+"""A few minutes of one population show less than three hours of three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,12 @@ def run(params: Params, how: Run) -> Outcome:
     jobs = [Job(name, swarm, policy, seed) for name, swarm in swarms.items() for policy in POLICIES for seed in seeds]
     played = dict(zip(jobs, how.map(work, jobs, "placement"), strict=True))
     rows = [_row(name, swarm, policy, played) for name, swarm in swarms.items() for policy in POLICIES]
+    goal = QUICK_GOAL if how.quick else GOAL
     full = next(row for row in rows if (row.swarm, row.policy) == ("steady", "full"))
     return Outcome(
         tables=(_table(rows, len(seeds)),),
         plots=tuple(_plot(name, played, seeds[0]) for name in swarms),
-        gates=(gate("full, of the bound, steady swarm", full.of_bound, GOAL, 0.0, "ours", "at least"),),
+        gates=(gate("full, of the bound, steady swarm", full.of_bound, goal, 0.0, "ours", "at least"),),
         results=tuple(asdict(row) for row in rows),
         notes=(
             "Lives, loading and what others see are modelled; who goes where is decided by the product's policies.",

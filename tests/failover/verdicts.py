@@ -25,7 +25,7 @@ MODES = [False, True]
 MODE_NAMES = {False: "relay", True: "push"}
 FOR_GOOD = {Mishap.KILL, Mishap.HANG}
 FOR_LONG = {*FOR_GOOD, Mishap.FREEZE}
-SLACK_S = dict.fromkeys(Mishap, 2.0) | {
+SLACK_S = dict.fromkeys(Mishap, 3.0) | {  # two servers may stand in for one, and connecting takes six round trips
     Mishap.BUSY: 6.0,
     Mishap.GONE: 4.0,  # the records are looked at anew
     Mishap.CORRUPT: 40.0,  # a length that was hit keeps the reader waiting for the rest

@@ -154,7 +154,7 @@ async def test_jobs_end_with_their_client_their_time_and_their_errors():
         await trio.sleep(5.0)
         poor = await played(made, Workload("poor", rate_per_s=1.0, jobs_max=1, start_s=60.0), 300.0)
         assert poor.jobs[0].state == "failed"
-        assert poor.jobs[0].error.startswith("HopLost")
+        assert poor.jobs[0].error.startswith(("HopLost", "CoverageError")), "whichever was noticed first"
         assert right(poor.jobs[0], Expected(TOY)) is None
 
 
