@@ -68,8 +68,8 @@ class RecordConfig:
     ttl_s: float = 180.0
     """Minutes: a crashed server leaves every view soon, and one lost announcement does no harm."""
     announce_interval_s: float = 60.0
-    exchange_interval_s: float = 10.0
-    """How often a member asks a neighbour what is new."""
+    exchange_interval_s: float = 3.0
+    """How often a member asks a neighbour what is new: a short question on an open stream."""
     clock_tolerance_s: float = 600.0
     """``issued`` must lie within so much of swarm time."""
     ttl_max_s: float = 3600.0
@@ -210,7 +210,7 @@ def lan() -> Config:
     return replace(
         base,
         net=replace(base.net, dial_timeout_s=4.0, heartbeat_interval_s=1.0, heartbeat_timeout_s=2.0),
-        records=replace(base.records, exchange_interval_s=3.0, announce_interval_s=20.0, ttl_s=60.0),
+        records=replace(base.records, announce_interval_s=20.0, ttl_s=60.0),
     )
 
 

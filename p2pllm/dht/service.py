@@ -183,7 +183,7 @@ class Directory:
     # -- tasks
 
     async def _announce_loop(self) -> None:
-        pause = 0.0
+        pause, retry_s = 0.0, self._config.rebootstrap_interval_s
         while True:
             with trio.move_on_after(pause):
                 await self._announce_now.wait()
@@ -198,7 +198,8 @@ class Directory:
                 for peer in self._choose(self.pace.fanout) if news else ():
                     nursery.start_soon(self._offer, peer, self._mine())
                 stored = await self._publisher.store()
-            pause = self._jitter(self.pace.announce_s if stored else self._config.rebootstrap_interval_s)
+            # A steady beat, so that one who is late is known to be late.
+            pause = self._jitter(self.pace.announce_s, 0.1) if stored else self._jitter(retry_s)
             await trio.sleep(ANNOUNCE_PAUSE_S)
 
     async def _renew(self) -> bool:
@@ -377,5 +378,5 @@ class Directory:
         self._changed.set()
         self._changed = trio.Event()
 
-    def _jitter(self, seconds: float) -> float:
-        return seconds * (0.8 + 0.4 * self._ports.rng.random())
+    def _jitter(self, seconds: float, share: float = 0.2) -> float:
+        return seconds * self._ports.rng.uniform(1 - share, 1 + share)
