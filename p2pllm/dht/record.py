@@ -72,9 +72,7 @@ class Announcement:
     Attributes:
         num_blocks: blocks of the whole model, so that a reader without its config sees gaps.
         queue: steps that wait for the device.
-        name: what the server's owner calls it; shown, never trusted.
-        model_name: what people call the model; shown, never trusted.
-        version: software version.
+        name, model_name: what its owner calls the server, and people the model; shown, never trusted.
         pings: measured round trips in seconds to likely next hops.
         sequence: of two records of one peer and model the higher one is the newer.
         issued_ms: the server's wall clock.
