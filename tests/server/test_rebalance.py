@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pllm.server.placement import block_throughputs
-from p2pllm.server.rebalance import Move, Placed, balance, next_move, settle, should_move
+from p2pllm.server.rebalance import UNITS, Move, Placed, balance, next_move, settle, should_move
 from p2pllm.types import PeerId, Span
 
 BLOCKS = 12
@@ -22,7 +22,9 @@ def placed(name: str, start: int, end: int, throughput: float = 1.0, online: boo
 
 
 def strengths(servers, num_blocks=BLOCKS):
-    return block_throughputs([(server.span, server.throughput) for server in servers], num_blocks)
+    """As the policy counts: a server that was never measured is worth next to nothing, not nothing."""
+    least = (max((server.throughput for server in servers), default=0.0) or 1.0) / UNITS
+    return block_throughputs([(server.span, max(server.throughput, least)) for server in servers], num_blocks)
 
 
 def served(servers, num_blocks=BLOCKS):
